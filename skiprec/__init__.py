@@ -1,0 +1,33 @@
+"""skiprec: next-track recommendation that learns from skips. Public names load when they are first used."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Dataset": "dataset",
+    "EpochResult": "trainer",
+    "LossConfig": "training_loss",
+    "Manifest": "prepare",
+    "ModelConfig": "model",
+    "PrepareConfig": "prepare",
+    "Run": "run",
+    "SequenceEncoder": "model",
+    "TrainConfig": "trainer",
+    "Trainer": "trainer",
+    "load_dataset": "dataset",
+    "prepare_logs": "prepare",
+    "synthesize_logs": "synthetic",
+}
+
+__all__ = [*_HOMES]  # noqa: PLE0604 - names of strings, each resolved by __getattr__
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"skiprec.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'skiprec' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,212 @@
+"""A prepared dataset folder -> tensors: whole sessions, the part that is trained on, and what is held out."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool, Int8, Int64
+from torch import Tensor
+
+from skiprec.errors import DatasetError
+from skiprec.prepare import N_HELD_OUT, Manifest, combined, table_digests, within
+from skiprec.schema import ITEMS, PADDING, SESSIONS
+
+# S sessions, T positions (padding on the right), L the dataset's max_length.
+
+Split = Literal["val", "test"]
+D = TypeVar("D", bound="Sessions | HeldOut")
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """The first items of each session, as a model may see them."""
+
+    items: Int64[Tensor, "S T"]
+    """Item indices, 0 where padding."""
+    skipped: Bool[Tensor, "S T"]
+    """False where padding."""
+    lengths: Int64[Tensor, " S"]
+
+    def to(self, device: torch.device | str) -> "Sessions":
+        """The same on another device."""
+        return moved(self, device)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One held-out target a session, and what is known when it is to be predicted."""
+
+    inputs: Sessions
+    """All items before the target. T is one less for val than for test."""
+    targets: Int64[Tensor, " S"]
+    target_skipped: Bool[Tensor, " S"]
+    target_repeated: Bool[Tensor, " S"]
+    """The target occurs in the inputs."""
+
+    def to(self, device: torch.device | str) -> "HeldOut":
+        """The same on another device."""
+        return moved(self, device)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Everything of a dataset folder that models need, on the CPU. Holds held-out rows: models take the parts below."""
+
+    path: Path
+    manifest: Manifest
+    items: Int64[Tensor, "S L"]
+    """Item indices, 0 where padding."""
+    skip_levels: Int8[Tensor, "S L"]
+    """0 to 3; 0 where padding."""
+    lengths: Int64[Tensor, " S"]
+    plays: Int64[Tensor, " n_items_and_padding"]
+    """How often an item index occurs in the training prefixes."""
+
+    @property
+    def n_sessions(self) -> int:
+        """S."""
+        return len(self.lengths)
+
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue, padding not counted."""
+        return len(self.plays) - 1
+
+    @property
+    def max_length(self) -> int:
+        """The most items that a session may have: L, also where no session has as many."""
+        return self.manifest.config.max_length
+
+    @property
+    def digest(self) -> str:
+        """What the dataset is known by."""
+        return self.manifest.digest
+
+    @property
+    def skipped(self) -> Bool[Tensor, "S L"]:
+        """Where the skip level reaches the dataset's threshold."""
+        return self.skip_levels >= self.manifest.config.skip_threshold
+
+    def item_ids(self) -> list[str]:
+        """The log's own ids; item_index i is at i - 1."""
+        return read_table(self.path / "items.parquet", ITEMS)["item_id"].to_pylist()
+
+
+def load_dataset(path: str | Path) -> Dataset:
+    """Read a dataset folder and check that it is as it was prepared.
+
+    Raises:
+        DatasetError: If it is not a dataset folder, or one of its files was changed.
+    """
+    path = Path(path)
+    manifest = Manifest.read(path)
+    sessions = read_table(path / "sessions.parquet", SESSIONS)
+    items = read_table(path / "items.parquet", ITEMS)
+    check_digests(path, manifest, sessions, items)
+
+    lists = combined(sessions["items"])
+    lengths = np.diff(lists.offsets.to_numpy()).astype(np.int64)
+    max_length = manifest.config.max_length
+    cells = within(np.arange(len(lengths)) * max_length, lengths)  # of the padded table, row after row
+
+    def padded(values: pa.Array, dtype: type) -> Tensor:
+        table = np.full(len(lengths) * max_length, PADDING, dtype=dtype)
+        table[cells] = values.to_numpy()
+        return torch.from_numpy(table.reshape(len(lengths), max_length))
+
+    return Dataset(
+        path=path,
+        manifest=manifest,
+        items=padded(lists.flatten(), np.int64),
+        skip_levels=padded(combined(sessions["skip_levels"]).flatten(), np.int8),
+        lengths=torch.from_numpy(lengths),
+        plays=torch.from_numpy(np.concatenate([[0], combined(items["plays"]).to_numpy()])),
+    )
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """A parquet file of exactly this schema.
+
+    Raises:
+        DatasetError: If it cannot be read, or is another table.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            # One at a time: pyarrow cannot read lists of dictionaries that lie in several row groups.
+            groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
+            table = pa.concat_tables(groups) if groups else file.schema_arrow.empty_table()
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise DatasetError(f"{path}: cannot be read ({reason}), expected the table as prepared; prepare the logs again") from error
+    if not table.schema.equals(schema):
+        raise DatasetError(
+            f"{path}: has columns {', '.join(f'{c.name} {c.type}' for c in table.schema)}, "
+            f"expected {', '.join(f'{c.name} {c.type}' for c in schema)}; prepare the logs again"
+        )
+    if nulls := [name for name in table.column_names if table[name].null_count]:
+        raise DatasetError(f"{path}: {nulls[0]} has missing values, expected none; prepare the logs again")
+    return table
+
+
+def check_digests(path: Path, manifest: Manifest, sessions: pa.Table, items: pa.Table) -> None:
+    """Refuse a folder that was changed after preparing."""
+    for name in ("sessions", "items"):
+        n_rows = len(sessions if name == "sessions" else items)
+        if n_rows != manifest.counts.get(name):
+            raise DatasetError(
+                f"{path / name}.parquet: has {n_rows} rows, expected {manifest.counts.get(name)} by manifest.json: "
+                "one of the two was changed after preparing; prepare the logs again"
+            )
+    try:
+        digests = table_digests(sessions, items, manifest.settings)
+    except pa.ArrowException as error:  # a missing value inside a list
+        raise DatasetError(f"{path / 'sessions.parquet'}: {error}; prepare the logs again") from error
+    for name, file in (("sessions", "sessions.parquet"), ("items", "items.parquet"), ("dataset", "manifest.json")):
+        if digests[name] != manifest.digests[name]:
+            raise DatasetError(
+                f"{path / file}: was changed after preparing: digest {digests[name][:12]}, "
+                f"expected {manifest.digests[name][:12]}; prepare the logs again"
+            )
+
+
+def first_items(dataset: Dataset, held_back: int) -> Sessions:
+    """Each session without its last `held_back` items."""
+    lengths = dataset.lengths - held_back
+    width = dataset.max_length - held_back
+    is_real = torch.arange(width) < lengths[:, None]
+    return Sessions(
+        items=dataset.items[:, :width].masked_fill(~is_real, PADDING),
+        skipped=dataset.skipped[:, :width] & is_real,
+        lengths=lengths,
+    )
+
+
+def training_prefix(dataset: Dataset) -> Sessions:
+    """Items 1..K-2 of each session of K: all that training may see."""
+    return first_items(dataset, N_HELD_OUT)
+
+
+def held_out(dataset: Dataset, split: Split) -> HeldOut:
+    """What is predicted: item K-1 of each session of K from those before it (val), or item K (test)."""
+    held_back = {"val": 2, "test": 1}[split]
+    inputs = first_items(dataset, held_back)
+    at = inputs.lengths[:, None]  # the target comes right after the inputs
+    targets = dataset.items.gather(1, at)
+    return HeldOut(
+        inputs=inputs,
+        targets=targets.squeeze(1),
+        target_skipped=dataset.skipped.gather(1, at).squeeze(1),
+        target_repeated=(inputs.items == targets).any(1),
+    )
+
+
+def moved(part: D, device: torch.device | str) -> D:
+    """A dataclass of tensors and of such dataclasses, on another device."""
+    return dataclasses.replace(
+        part, **{field.name: getattr(part, field.name).to(device) for field in dataclasses.fields(part)}
+    )

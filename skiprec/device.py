@@ -1,0 +1,47 @@
+"""The machine that training runs on: which device, how many threads, and settings that make numbers repeatable."""
+
+import ctypes
+import os
+import platform
+
+import torch
+
+from skiprec.errors import ConfigError
+
+
+def settle(device: str, threads: int) -> torch.device:
+    """Choose the device and fix what the whole process computes with.
+
+    Args:
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
+        threads: CPU threads of one operation. Sums are split by thread, so it is part of what a run's numbers are.
+
+    Raises:
+        ConfigError: If the device is unknown or absent.
+    """
+    # cuBLAS reads this when it starts; without it some of its sums differ from run to run.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {device}: unknown, expected auto, cpu, cuda or cuda:N") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {device}: not supported, expected auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    keep_freed_memory()
+    return chosen
+
+
+def keep_freed_memory() -> None:
+    """Keep large buffers in the process between steps, where the C library is glibc.
+
+    It would give them back to the system after every step and take them again, page fault by page fault.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        m_trim_threshold, m_mmap_max = -1, -4  # names and numbers of malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)

@@ -1,0 +1,206 @@
+"""Held-out targets ranked among sampled candidates and among the whole catalogue, and the metrics by group.
+
+Whoever gives scores can be evaluated: the model and the baselines go through the same questions.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from skiprec.dataset import Dataset, HeldOut, held_out
+from skiprec.errors import TrainingDiverged
+from skiprec.metrics import hit_rate, mrr, ndcg, target_rank
+from skiprec.model import SequenceEncoder
+from skiprec.randomness import counter_bits, derive_seed
+from skiprec.schema import PADDING
+
+# B sessions at a time, S sessions in all, T positions, C candidates a session, R items in the catalogue and padding.
+
+N_CANDIDATES = 1000
+HIT_RATE_AT = (1, 5, 10, 20)
+SESSIONS_AT_A_TIME = 256
+
+
+class Scorer(Protocol):
+    """Says how likely items are to follow a session; higher is likelier."""
+
+    def candidate_scores(
+        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], candidates: Int[Tensor, "B C"]
+    ) -> Float[Tensor, "B C"]:
+        """Scores of a few items for each session."""
+
+    def catalogue_scores(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B R"]:
+        """Scores of every item for each session, by item index; that of index 0 (padding) has no meaning."""
+
+
+class ModelScorer:
+    """The encoder as a scorer: inner products of the predicted embedding with the items'."""
+
+    def __init__(self, model: SequenceEncoder) -> None:
+        self.model = model
+
+    def candidate_scores(
+        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], candidates: Int[Tensor, "B C"]
+    ) -> Float[Tensor, "B C"]:
+        """Scores of a few items for each session."""
+        predicted = self.model.next_item(items, lengths)
+        return torch.einsum("bd,bcd->bc", predicted, self.model.items(candidates))
+
+    def catalogue_scores(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B R"]:
+        """Scores of every item for each session."""
+        return self.model.next_item(items, lengths) @ self.model.items.weight[: self.model.n_items + 1].T
+
+
+def draw_candidates(dataset: Dataset, split: str, n_candidates: int = N_CANDIDATES) -> Int[Tensor, "S {n_candidates}"]:
+    """The candidates of every session: uniform, without replacement, none of them in the session.
+
+    They depend on the dataset and the split alone, so every model answers the same questions (semantics: section 6).
+
+    Args:
+        dataset: Whose sessions.
+        split: "val" or "test".
+        n_candidates: Candidates a session; all that there are, then 0, where there are fewer.
+
+    Returns:
+        Item indices as int32, on the CPU.
+    """
+    key = derive_seed(dataset.digest, split, "candidates")
+    sessions = dataset.items.cpu().numpy()
+    rows = np.arange(len(sessions), dtype=np.uint64)[:, None]
+    few = dataset.n_items <= 4 * n_candidates
+    draw = shuffled_candidates if few else rejected_candidates
+    blocks = [
+        draw(key, rows[a : a + 1024], sessions[a : a + 1024], dataset.n_items, n_candidates)
+        for a in range(0, len(sessions), 1024)
+    ]
+    return torch.from_numpy(np.concatenate(blocks))
+
+
+def shuffled_candidates(key: int, rows: np.ndarray, sessions: np.ndarray, n_items: int, n: int) -> np.ndarray:
+    """Candidates as the first n of a random order of the items outside the session: for small catalogues."""
+    items = np.arange(n_items + 1, dtype=np.uint64)
+    order = counter_bits(key, rows * np.uint64(n_items + 1) + items) >> np.uint64(1)
+    last = np.uint64(2**63)
+    np.put_along_axis(order, sessions, last, axis=1)
+    order[:, PADDING] = last
+    chosen = order.argsort(axis=1, kind="stable")[:, :n].astype(np.int32)
+    chosen[np.take_along_axis(order, chosen.astype(np.int64), axis=1) == last] = PADDING
+    return np.pad(chosen, ((0, 0), (0, max(0, n - chosen.shape[1]))), constant_values=PADDING)
+
+
+def rejected_candidates(key: int, rows: np.ndarray, sessions: np.ndarray, n_items: int, n: int) -> np.ndarray:
+    """Candidates by drawing again those that hit the session or an earlier candidate: for large catalogues."""
+    slots = rows * np.uint64(n) + np.arange(n, dtype=np.uint64)
+    chosen = np.zeros(slots.shape, dtype=np.int64)
+    again = np.ones(slots.shape, dtype=bool)
+    attempt = 0
+    while again.any():
+        bits = counter_bits(derive_seed(key, attempt), slots[again])
+        chosen[again] = 1 + (bits % np.uint64(n_items)).astype(np.int64)
+        both = np.concatenate([sessions, chosen], axis=1)
+        order = both.argsort(axis=1, kind="stable")  # stable: of equal items the session's, then the first, stays
+        ordered = np.take_along_axis(both, order, axis=1)
+        is_repeat = np.zeros(both.shape, dtype=bool)
+        np.put_along_axis(is_repeat, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+        again = is_repeat[:, sessions.shape[1] :]
+        attempt += 1
+    return chosen.astype(np.int32)
+
+
+class Evaluator:
+    """One split's questions, made once and kept on the device: the same for every model, epoch and trial.
+
+    Args:
+        dataset: Whose held-out items.
+        split: "val" or "test".
+        device: Where scorers run.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, device: torch.device | str = "cpu") -> None:
+        self.split = split
+        self.questions: HeldOut = held_out(dataset, split).to(device)
+        self.candidates = draw_candidates(dataset, split).to(device)
+
+    def sampled(self, scorer: Scorer) -> dict[str, float]:
+        """Metrics of each target against its sampled candidates, and val/nll in nats.
+
+        Raises:
+            TrainingDiverged: If a score is NaN.
+        """
+        ranks, losses = [], []
+        for rows in self._blocks():
+            candidates = self.candidates[rows].long()
+            with_target = torch.cat([self.questions.targets[rows, None], candidates], dim=1)
+            scores = scorer.candidate_scores(*self._inputs(rows), with_target)
+            scores[:, 1:].masked_fill_(candidates == PADDING, -torch.inf)
+            ranks.append(self._rank(scores[:, 0], scores[:, 1:]))
+            losses.append(scores.double().logsumexp(1) - scores[:, 0].double())
+        return self._metrics(torch.cat(ranks)) | {f"{self.split}/nll": torch.cat(losses).mean().item()}
+
+    def full(self, scorer: Scorer) -> dict[str, float]:
+        """Metrics of each target against the whole catalogue: `full_`, and `full_new_` for new targets among new items.
+
+        Raises:
+            TrainingDiverged: If a score is NaN.
+        """
+        ranks, new_ranks = [], []
+        for rows in self._blocks():
+            scores = scorer.catalogue_scores(*self._inputs(rows))
+            targets = self.questions.targets[rows, None]
+            target_scores = scores.gather(1, targets).squeeze(1)
+            scores = scores.scatter(1, targets, -torch.inf)  # a target is no candidate of its own
+            scores[:, PADDING] = -torch.inf
+            ranks.append(self._rank(target_scores, scores))
+            scores = scores.scatter(1, self.questions.inputs.items[rows], -torch.inf)
+            new_ranks.append(self._rank(target_scores, scores))
+        is_new = ~self.questions.target_repeated
+        full = self._metrics(torch.cat(ranks), "full_")
+        return full | self._metrics(torch.cat(new_ranks), "full_new_", is_new)
+
+    def _blocks(self) -> Iterator[slice]:
+        for start in range(0, len(self.questions.targets), SESSIONS_AT_A_TIME):
+            yield slice(start, start + SESSIONS_AT_A_TIME)
+
+    def _inputs(self, rows: slice) -> tuple[Tensor, Tensor]:
+        return self.questions.inputs.items[rows], self.questions.inputs.lengths[rows]
+
+    def _rank(self, target_scores: Tensor, candidate_scores: Tensor) -> Tensor:
+        try:
+            return target_rank(target_scores, candidate_scores)
+        except ValueError as error:
+            raise TrainingDiverged(f"{self.split} evaluation: {error}") from error
+
+    def _metrics(self, ranks: Tensor, prefix: str = "", among: Tensor | None = None) -> dict[str, float]:
+        """Means over the targets among which they are asked for, of all and by group, with the groups' counts."""
+        among = torch.ones_like(self.questions.target_skipped) if among is None else among
+        groups = {
+            "": among,
+            "heard/": among & ~self.questions.target_skipped,
+            "skipped/": among & self.questions.target_skipped,
+        }
+        if prefix != "full_new_":  # which has new targets alone
+            groups |= {
+                "repeat/": among & self.questions.target_repeated,
+                "new/": among & ~self.questions.target_repeated,
+            }
+        metrics = {}
+        for group, members in groups.items():
+            metrics[f"{self.split}/{group}{prefix}count"] = float(members.sum())
+            if members.any():
+                for name, value in rank_metrics(ranks[members]).items():
+                    metrics[f"{self.split}/{group}{prefix}{name}"] = value
+        heard, skipped = (metrics.get(f"{self.split}/{g}/{prefix}hr_at_10") for g in ("heard", "skipped"))
+        if heard is not None and skipped is not None:
+            metrics[f"{self.split}/{prefix}skip_gap"] = heard - skipped
+        return metrics
+
+
+def rank_metrics(ranks: Float[Tensor, " B"]) -> Mapping[str, float]:
+    """Means of hit rate, NDCG and MRR over some targets, by their names in the tracker."""
+    rates = {f"hr_at_{k}": hit_rate(ranks, k).mean().item() for k in HIT_RATE_AT}
+    gains = {f"ndcg_at_{k}": ndcg(ranks, k).mean().item() for k in HIT_RATE_AT}
+    return rates | gains | {"mrr": mrr(ranks).mean().item()}

@@ -1,0 +1,100 @@
+"""Writing files so that none is ever half written: write beside, fsync, rename. And the digests of what they hold."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from skiprec.errors import OutputError
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, no NaN. What digests and cell ids are made from."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def sha256(*parts: bytes | memoryview) -> str:
+    """Hexadecimal SHA-256 of the parts, each preceded by its length, so that moving a border changes the digest."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write into an OutputError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}); nothing was left there. "
+            "Free space or choose another place, then run the same command again"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, as fsync does for a file's bytes."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Put content at path whole or not at all; an earlier file stays until the new one is complete.
+
+    Raises:
+        OutputError: If the disk is full or the place cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing_to(path):
+        try:
+            with open(beside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+            sync_folder(path.parent)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise OutputError where something is already at path."""
+    if path.exists():
+        raise OutputError(f"{path} already exists; choose another --out, or remove it first")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder beside `path` and rename it into place when the block ends well; else leave nothing.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        OutputError: If `path` exists, or the disk is full.
+    """
+    refuse_existing(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing_to(path):
+        try:
+            beside.mkdir(parents=True)
+            yield beside
+            for file in beside.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb") as opened:
+                        os.fsync(opened.fileno())
+            sync_folder(beside)
+            os.rename(beside, path)
+            sync_folder(path.parent)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,180 @@
+"""One training run and its folder: `skiprec train` and every trial of a study go through here.
+
+The folder holds config.toml, history.jsonl (an epoch a line, as it happens), best.safetensors, resume.safetensors,
+and, when the run is done, metrics.json (the chosen epoch) and run.json (digests, versions, device, seconds).
+"""
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skiprec import __version__
+from skiprec.checkpoint import load_checkpoint, save_checkpoint, weights_digest
+from skiprec.config import flatten, from_flat, read_toml, to_toml
+from skiprec.dataset import Dataset
+from skiprec.errors import CheckpointError, ConfigError
+from skiprec.evaluation import Evaluator
+from skiprec.files import write_file, writing_to
+from skiprec.model import SequenceEncoder
+from skiprec.tracking import NullTracker, Tracker
+from skiprec.trainer import EpochResult, TrainConfig, Trainer
+
+CONFIG = "config.toml"
+HISTORY = "history.jsonl"
+BEST = "best.safetensors"
+RESUME = "resume.safetensors"
+METRICS = "metrics.json"
+RECORD = "run.json"
+
+
+class Run:
+    """A run in a folder, from its start or from its last epoch's end.
+
+    Args:
+        dataset: The prepared logs.
+        config: Everything that decides the numbers.
+        folder: Exists. Empty, or holding this very run up to some epoch's end.
+        device: From `device.settle`.
+        tracker: Told of every epoch once, earlier ones of a resumed run first.
+        evaluator: Of the validation split, where several runs share one.
+        show_progress: A tqdm bar, where the output is a terminal.
+        should_stop: Asked before each step.
+
+    Raises:
+        CheckpointError: If the folder's resume point is damaged or belongs to other data or another configuration.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: TrainConfig,
+        folder: Path,
+        *,
+        device: torch.device | str = "cpu",
+        tracker: Tracker | None = None,
+        evaluator: Evaluator | None = None,
+        show_progress: bool = True,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.folder = folder
+        self.tracker = tracker or NullTracker()
+        self.history: list[EpochResult] = []
+        self.trainer = Trainer(
+            dataset,
+            config,
+            device=device,
+            tracker=self.tracker,
+            evaluator=evaluator,
+            show_progress=show_progress,
+            should_stop=should_stop,
+        )
+        self.about = {"config": flatten(config), "dataset_digest": dataset.digest}
+        if (folder / RESUME).exists():
+            self._resume()
+        else:
+            write_file(folder / CONFIG, to_toml(config))
+            write_file(folder / HISTORY, "")
+        self.resumed_from = self.trainer.epoch
+
+    def epochs(self) -> Iterator[EpochResult]:
+        """Train, and put each epoch's end on disk before it is yielded. A resumed run yields its new epochs alone."""
+        self.tracker.log_params(flatten(self.config))
+        for past in self.history:
+            self.tracker.log_metrics(past.metrics, epoch=past.epoch)
+        for result in self.trainer.epochs():
+            self.history.append(result)
+            tensors, values = self.trainer.state()
+            if result.is_best:
+                save_checkpoint(self.folder / BEST, self.trainer.model.state_dict(), self.about | {"epoch": result.epoch})
+            # History before the resume point: one that is too long is cut when the run goes on, a gap could not be mended.
+            write_file(self.folder / HISTORY, "".join(json.dumps(dataclasses.asdict(r)) + "\n" for r in self.history))
+            save_checkpoint(self.folder / RESUME, tensors, self.about | values)
+            yield result
+
+    def finish(self) -> dict[str, float]:
+        """Go back to the chosen epoch, measure it against the whole catalogue too, and write the run's record.
+
+        Returns:
+            Every validation metric of the chosen epoch.
+        """
+        tensors, _ = load_checkpoint(self.folder / BEST, dataset_digest=self.dataset.digest)
+        self.trainer.model.load_state_dict(tensors)
+        chosen = next(r for r in self.history if r.epoch == self.trainer.best_epoch)
+        full = self.trainer.validate_full()
+        self.tracker.log_metrics(full, epoch=chosen.epoch)
+        metrics = chosen.metrics | full
+        write_file(self.folder / METRICS, json.dumps({"epoch": chosen.epoch, **metrics}, indent=2) + "\n")
+        record = self.about | {
+            "weights": weights_digest(tensors),
+            "dataset": str(self.dataset.path.resolve()),
+            "epochs": len(self.history),
+            "chosen_epoch": chosen.epoch,
+            "train_seconds": sum(r.train_seconds for r in self.history),
+            "eval_seconds": sum(r.eval_seconds for r in self.history),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "environment": environment(self.trainer.device),
+        }
+        write_file(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
+        for name in (CONFIG, BEST, METRICS, RECORD):
+            self.tracker.log_artifact(self.folder / name)
+        return metrics
+
+    def _resume(self) -> None:
+        path = self.folder / RESUME
+        tensors, about = load_checkpoint(path, dataset_digest=self.dataset.digest)
+        differs = sorted(k for k, v in self.about["config"].items() if about["config"].get(k) != v)
+        if differs:
+            raise CheckpointError(
+                f"{path}: made with other settings: "
+                + ", ".join(f"{k} was {about['config'].get(k)}, now {self.about['config'][k]}" for k in differs)
+            )
+        lines = (self.folder / HISTORY).read_text().splitlines()
+        self.history = [EpochResult(**json.loads(line)) for line in lines][: about["epoch"]]
+        self.trainer.restore(tensors, about)
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions and machine, as a run's record names them."""
+    packages = ("torch", "numpy", "pandas", "pyarrow", "safetensors")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"skiprec": __version__} | {p: version(p) for p in packages} | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": name,
+    }
+
+
+def read_run(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
+    """The configuration and the record of a finished run.
+
+    Raises:
+        ConfigError: If the folder holds no finished run.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: no readable {RECORD}, expected the folder of a finished `skiprec train`") from error
+    return from_flat(read_toml(folder / CONFIG), str(folder / CONFIG)), record
+
+
+def load_model(folder: Path, dataset: Dataset) -> tuple[SequenceEncoder, dict[str, Any]]:
+    """The chosen model of a run, on the CPU, ready to score; and what its checkpoint says of itself.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged, or from other data.
+    """
+    tensors, about = load_checkpoint(folder / BEST, dataset_digest=dataset.digest)
+    model = SequenceEncoder(from_flat(about["config"]).model, dataset.n_items, dataset.max_length)
+    model.load_state_dict(tensors)
+    return model.eval(), about

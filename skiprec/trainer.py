@@ -1,0 +1,231 @@
+"""One optimiser step, the epochs, early stopping. Yields after each epoch; whoever iterates saves, logs, or stops."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from skiprec.batches import Batch, batches
+from skiprec.dataset import Dataset, training_prefix
+from skiprec.errors import ConfigError, TrainingDiverged, TrainingStopped
+from skiprec.evaluation import Evaluator, ModelScorer
+from skiprec.model import ModelConfig, SequenceEncoder
+from skiprec.randomness import derive_seed
+from skiprec.tracking import NullTracker, Tracker
+from skiprec.training_loss import LossConfig, LossParts, training_loss
+
+SELECTED_BY = "val/hr_at_10"
+"""The metric that chooses the epoch: of the next item alone, so the same for S- and S+ (semantics: section 6)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How one model is trained. Recorded whole with every run, so a run can be repeated from it."""
+
+    seed: int = 1
+    """Seeds weights, dropout, the order of batches and every draw."""
+    learning_rate: float = 0.001
+    """Of Adam, with betas .9 and .999, eps 1e-8."""
+    weight_decay: float = 0.0
+    """Of Adam: the L2 penalty."""
+    batch_size: int = 128
+    """Sessions a step."""
+    max_epochs: int = 24
+    """Upper bound; early stopping usually ends a run first."""
+    patience: int = 5
+    """Epochs without a better val/hr_at_10 before stopping."""
+    max_grad_norm: float = 5.0
+    """Gradients are scaled down to this L2 norm."""
+    only_targets: Literal["all"] = "all"
+    """Held-out targets that are evaluated: skipped ones stay in, and are reported apart as well."""
+    threads: int = 1
+    """CPU threads. Part of the configuration: sums are split by thread, so numbers depend on it."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The encoder."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What is minimised."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_epochs", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("seed", "patience", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+        if self.patience >= self.max_epochs:
+            raise ValueError(
+                f"patience ({self.patience}) must be smaller than max_epochs "
+                f"({self.max_epochs}), or early stopping can never act"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class EpochResult:
+    """What one epoch gave."""
+
+    epoch: int
+    """From 1."""
+    metrics: dict[str, float]
+    """By the names that trackers use."""
+    is_best: bool
+    """Whether this epoch has the best val/hr_at_10 so far; the first of equals stays."""
+    train_seconds: float
+    """Wall-clock time of the steps."""
+    eval_seconds: float
+    """Wall-clock time of the validation."""
+
+
+class Trainer:
+    """Trains one model on one dataset.
+
+    Args:
+        dataset: The prepared logs.
+        config: Everything that decides the numbers.
+        device: From `device.settle`.
+        tracker: Told the parameters once, and the metrics once an epoch.
+        evaluator: Of the validation split; made here if not handed in, shared by the trials of a worker otherwise.
+        show_progress: A tqdm bar over sessions, where the output is a terminal.
+        should_stop: Asked before each step; a true answer raises TrainingStopped.
+
+    Raises:
+        ConfigError: If the catalogue is too small to draw negatives from.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: TrainConfig,
+        *,
+        device: torch.device | str = "cpu",
+        tracker: Tracker | None = None,
+        evaluator: Evaluator | None = None,
+        show_progress: bool = True,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if dataset.n_items <= dataset.max_length:
+            raise ConfigError(
+                f"{dataset.path}: the catalogue has {dataset.n_items} items and a session up to {dataset.max_length}, "
+                "so there may be nothing to draw as a negative; expected more items"
+            )
+        self.config = config
+        self.device = torch.device(device)
+        self.tracker = tracker or NullTracker()
+        self.show_progress = show_progress
+        self.should_stop = should_stop
+        self.sessions = training_prefix(dataset).to(self.device)
+        self.evaluator = evaluator or Evaluator(dataset, "val", self.device)
+        # Initialisation and dropout alone draw from torch's global state. On the CPU first: the same on every device.
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        self.model = SequenceEncoder(config.model, dataset.n_items, dataset.max_length).to(self.device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.epoch = 0
+        self.best_epoch = 0
+        self.best_value = -1.0
+
+    def epochs(self) -> Iterator[EpochResult]:
+        """Train until max_epochs or until patience runs out, from the epoch after the last one done.
+
+        Raises:
+            TrainingDiverged: If a loss is not finite, with epoch and cause.
+            TrainingStopped: If should_stop said so; the epoch under way is lost, earlier ones are not.
+        """
+        n = len(self.sessions.lengths)
+        with tqdm(
+            total=self.config.max_epochs * n,
+            initial=self.epoch * n,
+            unit=" sessions",
+            disable=None if self.show_progress else True,
+        ) as bar:
+            while not self.is_finished:
+                result = self._run_epoch(bar)
+                bar.set_postfix(
+                    loss=f"{result.metrics['train/loss']:.4f}", val_hr_at_10=f"{result.metrics[SELECTED_BY]:.4f}"
+                )
+                yield result
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether max_epochs are done, or patience has run out."""
+        waited = self.epoch - self.best_epoch
+        return self.epoch >= self.config.max_epochs or waited >= max(1, self.config.patience)
+
+    def step(self, batch: Batch, number: int) -> Float[Tensor, " 3"]:
+        """One optimiser update. Returns loss, nll and nce in nats, still on the device."""
+        parts: LossParts = training_loss(
+            self.model, batch, self.config.loss, (self.config.seed, self.epoch, number)
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        parts.loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        return torch.stack([parts.loss, parts.nll, parts.nce]).detach()  # no .item(): it would wait for the GPU
+
+    def _run_epoch(self, bar: tqdm) -> EpochResult:
+        self.epoch += 1
+        # Dropout's state at the start of an epoch depends on seed and epoch alone, so none has to be saved.
+        torch.manual_seed(derive_seed(self.config.seed, self.epoch, "dropout"))
+        self.model.train()
+        start = time.perf_counter()
+        totals = torch.zeros(3, device=self.device, dtype=torch.float64)
+        epoch_batches = batches(self.sessions, self.config.batch_size, seed=self.config.seed, epoch=self.epoch)
+        for number, batch in enumerate(epoch_batches, start=1):
+            if self.should_stop():
+                raise TrainingStopped(f"stopped in epoch {self.epoch}, step {number}")
+            totals += self.step(batch, number) * len(batch.lengths)
+            bar.update(len(batch.lengths))
+        loss, nll, nce = (totals / len(self.sessions.lengths)).tolist()
+        if not torch.isfinite(totals).all():
+            raise TrainingDiverged(
+                f"epoch {self.epoch}: mean loss is {loss} (next-item {nll}, contrastive {nce}), with {self.config}"
+            )
+        trained = time.perf_counter()
+        metrics = {"train/loss": loss, "train/nll": nll, "train/nce": nce} | self.validate()
+        is_best = metrics[SELECTED_BY] > self.best_value
+        if is_best:
+            self.best_epoch, self.best_value = self.epoch, metrics[SELECTED_BY]
+        result = EpochResult(self.epoch, metrics, is_best, trained - start, time.perf_counter() - trained)
+        self.tracker.log_metrics(metrics, epoch=self.epoch)
+        return result
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Sampled metrics of the model as it is."""
+        self.model.eval()
+        return self.evaluator.sampled(ModelScorer(self.model))
+
+    @torch.no_grad()
+    def validate_full(self) -> dict[str, float]:
+        """Metrics against the whole catalogue, of the model as it is."""
+        self.model.eval()
+        return self.evaluator.full(ModelScorer(self.model))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the next epoch depends on: tensors by name, and plain values."""
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam/{index}/{name}": value for name, value in moments.items()}
+        return tensors, {"epoch": self.epoch, "best_epoch": self.best_epoch, "best_value": self.best_value}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go back to a state that `state` gave; training goes on bit for bit as it would have."""
+        self.model.load_state_dict(
+            {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+        )
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("adam/"):
+                _, index, moment = name.split("/")
+                state.setdefault(int(index), {})[moment] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        self.epoch, self.best_epoch = values["epoch"], values["best_epoch"]
+        self.best_value = values["best_value"]
