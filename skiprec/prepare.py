@@ -23,7 +23,6 @@ from skiprec.schema import ITEMS, SESSIONS
 FORMAT = 1
 """Version of the folder's layout."""
 
-DROP_REASONS = ("incomplete", "too_short", "no_skips")
 N_HELD_OUT = 2
 """Leave-one-out: the last item is the test target, the one before it the validation target."""
 
@@ -144,7 +143,7 @@ def prepare_logs(
         # One row group: pyarrow, and so pandas, cannot read lists of dictionaries out of several at once.
         pq.write_table(sessions, folder / "sessions.parquet", row_group_size=len(sessions))
         pq.write_table(items, folder / "items.parquet")
-        text = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True, ensure_ascii=False)
+        text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
         files.write_file(folder / "manifest.json", text + "\n")
     return manifest
 

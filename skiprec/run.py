@@ -18,11 +18,11 @@ import torch
 
 from skiprec import __version__
 from skiprec.checkpoint import load_checkpoint, save_checkpoint, weights_digest
-from skiprec.config import flatten, from_flat, read_toml, to_toml
+from skiprec.config import flatten, from_flat, to_toml
 from skiprec.dataset import Dataset
 from skiprec.errors import CheckpointError, ConfigError
 from skiprec.evaluation import Evaluator
-from skiprec.files import write_file, writing_to
+from skiprec.files import new_folder, write_file
 from skiprec.model import SequenceEncoder
 from skiprec.tracking import NullTracker, Tracker
 from skiprec.trainer import EpochResult, TrainConfig, Trainer
@@ -41,7 +41,7 @@ class Run:
     Args:
         dataset: The prepared logs.
         config: Everything that decides the numbers.
-        folder: Exists. Empty, or holding this very run up to some epoch's end.
+        folder: Made here, or holding this very run up to some epoch's end.
         device: From `device.settle`.
         tracker: Told of every epoch once, earlier ones of a resumed run first.
         evaluator: Of the validation split, where several runs share one.
@@ -81,9 +81,11 @@ class Run:
         self.about = {"config": flatten(config), "dataset_digest": dataset.digest}
         if (folder / RESUME).exists():
             self._resume()
+        elif folder.exists():  # stopped before its first epoch's end
+            self._write_start(folder)
         else:
-            write_file(folder / CONFIG, to_toml(config))
-            write_file(folder / HISTORY, "")
+            with new_folder(folder) as beside:
+                self._write_start(beside)
         self.resumed_from = self.trainer.epoch
 
     def epochs(self) -> Iterator[EpochResult]:
@@ -129,6 +131,10 @@ class Run:
             self.tracker.log_artifact(self.folder / name)
         return metrics
 
+    def _write_start(self, folder: Path) -> None:
+        write_file(folder / CONFIG, to_toml(self.config))
+        write_file(folder / HISTORY, "")
+
     def _resume(self) -> None:
         path = self.folder / RESUME
         tensors, about = load_checkpoint(path, dataset_digest=self.dataset.digest)
@@ -155,17 +161,16 @@ def environment(device: torch.device) -> dict[str, str]:
     }
 
 
-def read_run(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """The configuration and the record of a finished run.
+def read_record(folder: Path) -> dict[str, Any]:
+    """What run.json says of a finished run.
 
     Raises:
         ConfigError: If the folder holds no finished run.
     """
     try:
-        record = json.loads((folder / RECORD).read_text())
+        return json.loads((folder / RECORD).read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: no readable {RECORD}, expected the folder of a finished `skiprec train`") from error
-    return from_flat(read_toml(folder / CONFIG), str(folder / CONFIG)), record
 
 
 def load_model(folder: Path, dataset: Dataset) -> tuple[SequenceEncoder, dict[str, Any]]:

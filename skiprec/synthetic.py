@@ -29,10 +29,10 @@ LENGTHS = np.arange(10, 21)
 LENGTH_WEIGHTS = np.array([500, 430, 386, 338, 270, 256, 199, 183, 178, 186, 3030])
 """Sessions of 10, 11, ..., 20 items, as counted in 5,956 real ones."""
 
-ZIPF_EXPONENT = 0.8
-"""Popularity falls as rank to the minus this. The most popular hundredth of the items then has about a quarter of the plays."""
-CLUSTER_SIZE = 40
-N_SUCCESSORS = 6
+ZIPF_EXPONENT = 0.95
+"""Popularity falls as rank to the minus this. The plays fall a little less steeply, as no successor is played twice."""
+CLUSTER_SIZE = 20
+N_SUCCESSORS = 4
 P_REPLAY = 0.12
 P_SUCCESSOR = 0.6
 """Of plays that are no replay: in taste. The rest are strays."""
@@ -99,8 +99,8 @@ def synthesize_logs(
         items: Size of the catalogue; rare items may not occur.
         seed: Of everything that is drawn.
         skip_signal: How much skips depend on taste. With 0 they say nothing about what comes next.
-        succession: Share of successors that follow the session's own last item in taste. The rest follow another
-            session's: with 0 nothing can be learnt beyond popularity and the session's own tracks.
+        succession: Share of successors and replays that follow the session's own past. The rest follow that of a
+            random other session: with 0, popularity is all that can be learnt.
         progress: Show a bar, where there is a terminal.
 
     Returns:
@@ -173,20 +173,24 @@ def play(world: World, n_sessions: int, rng: np.random.Generator, skip_signal: f
     anchor = items[:, 0].copy()  # the last item in taste
 
     for t in range(1, n_positions):
-        others = rng.permutation(n_sessions)
-        leader = np.where(rng.random(n_sessions) < succession, anchor, anchor[others])
-        candidates = world.successors[leader]  # (S, F)
-        is_new = ~(candidates[:, :, None] == items[:, None, :t]).any(-1)  # so that replays stay as rare as said
-        weights = world.successor_weights * is_new
-        pick = (np.cumsum(weights, axis=1) < (rng.random(n_sessions) * weights.sum(1))[:, None]).sum(1)
+        source = np.where(rng.random(n_sessions) < succession, rows, rng.permutation(n_sessions))
+        # A successor that was played is passed over, and a stray drawn once more, so that replays are as rare as said.
+        candidates = world.successors[anchor[source]]  # (S, F)
+        weights = world.successor_weights * ~is_played(candidates, items[:, :t])
+        pick = (np.cumsum(weights, axis=1) <= (rng.random(n_sessions) * weights.sum(1))[:, None]).sum(1)
         successor = candidates[rows, np.minimum(pick, N_SUCCESSORS - 1)]
-        stray = draw(by_popularity, n_sessions, rng)
+        strays = np.stack([draw(by_popularity, n_sessions, rng), draw(by_popularity, n_sessions, rng)], axis=1)
+        stray = np.where(is_played(strays, items[:, :t])[:, 0], strays[:, 1], strays[:, 0])
         earlier = rng.integers(0, t, n_sessions)
+        replay = items[source, earlier]
 
-        is_replay = rng.random(n_sessions) < P_REPLAY
-        is_successor = (rng.random(n_sessions) < P_SUCCESSOR) & is_new.any(1)
-        items[:, t] = np.where(is_replay, items[rows, earlier], np.where(is_successor, successor, stray))
-        is_stray[:, t] = np.where(is_replay, is_stray[rows, earlier], ~is_successor)
+        # Another session's track that was played here too would be a replay after all.
+        is_replay = (rng.random(n_sessions) < P_REPLAY) & (
+            (source == rows) | ~is_played(replay[:, None], items[:, :t])[:, 0]
+        )
+        is_successor = (rng.random(n_sessions) < P_SUCCESSOR) & (weights.sum(1) > 0)
+        items[:, t] = np.where(is_replay, replay, np.where(is_successor, successor, stray))
+        is_stray[:, t] = np.where(is_replay, is_stray[source, earlier], ~is_successor)
         anchor = np.where(is_stray[:, t], anchor, items[:, t])
 
     is_skipped = draw_skips(is_stray, lengths, rng, skip_signal)
@@ -194,6 +198,11 @@ def play(world: World, n_sessions: int, rng: np.random.Generator, skip_signal: f
     skip_levels = np.where(is_skipped, 2 + (chance[0] < P_VERY_BRIEFLY), chance[0] < P_MOSTLY).astype(np.int8)
     no_flag = (skip_levels == 0) & (chance[1] < P_NO_FLAG / (1 - P_MOSTLY))
     return Plays(items, lengths, is_stray, skip_levels, no_flag)
+
+
+def is_played(candidates: Int64[np.ndarray, "S C"], played: Int64[np.ndarray, "S t"]) -> Bool[np.ndarray, "S C"]:
+    """Which of a session's C candidates it has played."""
+    return (candidates[:, :, None] == played[:, None, :]).any(-1)
 
 
 def draw(cumulative: Float[np.ndarray, " V"], n: int, rng: np.random.Generator) -> Int64[np.ndarray, " n"]:

@@ -1,0 +1,177 @@
+"""`skiprec`: arguments -> one call into the package, what is printed, exit codes. Imports inside, so --help is quick."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skiprec.errors import SkiprecError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Next-track recommendation that learns from skips: from listening logs to a trained model.",
+)
+
+Data = Annotated[Path, typer.Argument(help="A dataset folder, made by `skiprec prepare`.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def run(application: typer.Typer) -> None:
+    """Run a command line to its exit code: 0, 1 (it failed, one line says why), 2 (bad usage), 130 (Ctrl-C)."""
+    try:
+        application()  # ends with SystemExit: 0, 2 for bad usage, 130 for Ctrl-C
+    except SkiprecError as error:
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+def main() -> None:
+    """The `skiprec` command."""
+    run(app)
+
+
+@app.command()
+def prepare(
+    logs: Annotated[list[str], typer.Argument(metavar="LOG...", help="MSSD CSV files, .gz or not, globs, or folders.")],
+    out: Annotated[Path, typer.Option(help="The dataset folder to make.")],
+    min_length: Annotated[int, typer.Option(help="Sessions with fewer items are dropped.")] = 10,
+    max_length: Annotated[int, typer.Option(help="Longer sessions keep their last items.")] = 20,
+    skip_threshold: Annotated[int, typer.Option(help="A skip counts from this level on, 1 to 3.")] = 2,
+    only_sessions_with_skips: Annotated[bool, typer.Option(help="Drop sessions without any skip.")] = False,
+) -> None:
+    """Read listening logs into a dataset folder.
+
+    Example: skiprec prepare logs/*.csv.gz --out data/mssd
+    """
+    from skiprec.config import checked
+    from skiprec.prepare import PrepareConfig, prepare_logs
+
+    settings = {
+        "min_length": min_length,
+        "max_length": max_length,
+        "skip_threshold": skip_threshold,
+        "only_sessions_with_skips": only_sessions_with_skips,
+    }
+    manifest = prepare_logs(logs, out, config=checked(PrepareConfig, settings, "prepare"))
+    counts, dropped = manifest.counts, {reason: n for reason, n in manifest.dropped.items() if n}
+    print(f"{counts['sessions']:,} sessions kept, {counts['items']:,} items, {counts['rows']:,} plays")
+    print("dropped: " + (", ".join(f"{n:,} {reason}" for reason, n in dropped.items()) or "none"))
+    print(f"wrote {out}\nnext: skiprec describe {out}, or study run demo --data {out}")
+
+
+@app.command()
+def synthesize(
+    out: Annotated[Path, typer.Option(help="The folder of log files to make.")],
+    sessions: Annotated[int, typer.Option(help="Sessions to make.")] = 4000,
+    items: Annotated[int, typer.Option(help="Tracks in the catalogue.")] = 4000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 1,
+    skip_signal: Annotated[float, typer.Option(help="0: skips say nothing about what comes next. 1: they do.")] = 1.0,
+    succession: Annotated[float, typer.Option(help="0: no track follows another more than chance. 1: they do.")] = 1.0,
+) -> None:
+    """Make MSSD-format logs with a known structure, to try everything without real ones.
+
+    Example: skiprec synthesize --out logs --sessions 5000 --skip-signal 0
+    """
+    from skiprec.synthetic import synthesize_logs
+
+    paths = synthesize_logs(
+        out, sessions=sessions, items=items, seed=seed, skip_signal=skip_signal, succession=succession
+    )
+    print(f"wrote {len(paths)} log files to {out}\nnext: skiprec prepare {out} --out DIR")
+
+
+@app.command()
+def describe(data: Data) -> None:
+    """Print what decides whether a study can learn: counts, skips, repeats, cold targets, popularity.
+
+    Example: skiprec describe data/mssd
+    """
+    from skiprec.describe import describe as text
+
+    print(text(data))
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    config: Annotated[Path | None, typer.Option(help="A TOML file of settings, such as a report's best.toml.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Named settings: paper, released.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting; repeat.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train one model.
+
+    Example: skiprec train data/mssd --out runs/first --set alpha=0 --set learning_rate=0.001
+    """
+    import os
+
+    from skiprec.config import resolve
+    from skiprec.dataset import load_dataset
+    from skiprec.device import settle
+    from skiprec.errors import ConfigError
+    from skiprec.files import refuse_existing
+    from skiprec.run import CONFIG, Run
+
+    if resume:
+        if not (out / CONFIG).exists():
+            raise ConfigError(f"{out}: no {CONFIG}, expected the folder of an earlier `skiprec train`")
+        if not config:
+            config = out / CONFIG
+    else:
+        refuse_existing(out)
+    train_config = resolve(preset, config, settings or [], threads=os.cpu_count() or 1)
+    dataset = load_dataset(data)
+    run = Run(dataset, train_config, out, device=settle(device, train_config.threads))
+    try:
+        for _ in run.epochs():
+            pass
+        metrics = run.finish()
+    except KeyboardInterrupt:
+        print(f"stopped; go on with: skiprec train {data} --out {out} --resume", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(f"chose epoch {run.trainer.best_epoch} of {len(run.history)}: val HR@10 {metrics['val/hr_at_10']:.4f}")
+    print(f"wrote {out}\nnext: skiprec evaluate {out}")
+
+
+@app.command()
+def evaluate(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by `skiprec train`.")],
+    split: Annotated[str, typer.Option(help="val or test. Test is for the last word: choose nothing by it.")] = "val",
+    data: Annotated[Path | None, typer.Option(help="The dataset folder, if it is no longer where it was.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Print every metric of a run beside the baselines'.
+
+    Example: skiprec evaluate runs/first --split test
+    """
+    import pandas as pd
+    import torch
+
+    from skiprec.baselines import evaluate_baselines
+    from skiprec.dataset import load_dataset
+    from skiprec.device import settle
+    from skiprec.errors import ConfigError
+    from skiprec.evaluation import Evaluator, ModelScorer
+    from skiprec.run import load_model, read_record
+
+    if split not in ("val", "test"):
+        raise ConfigError(f"--split is '{split}', expected val or test")
+    record = read_record(run_folder)
+    dataset = load_dataset(data or Path(record["dataset"]))
+    model, about = load_model(run_folder, dataset)
+    chosen = settle(device, about["config"]["threads"])
+    evaluator = Evaluator(dataset, split, chosen)
+    with torch.no_grad():
+        scorer = ModelScorer(model.to(chosen))
+        table = {"model": evaluator.sampled(scorer) | evaluator.full(scorer)} | evaluate_baselines(dataset, evaluator)
+    print(pd.DataFrame(table).to_string(float_format=lambda value: f"{value:.4f}".removesuffix(".0000")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,709 @@
+"""A study's trials -> what they show: tables, comparisons, and a verdict in words. Computes, never draws.
+
+Every figure here is a validation figure of single runs; test is for confirming runs (semantics: section 6).
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from skiprec.config import from_flat
+from skiprec.errors import StudyError
+from skiprec.evaluation import HIT_RATE_AT
+from skiprec.files import canonical_json
+from study.space import experiment
+
+ARCHITECTURES = ("unidirectional", "bidirectional")
+PAPER_TEST = {
+    ("unidirectional", "S-"): (0.2821, 0.4803, 0.5593, 0.6316),
+    ("unidirectional", "S+ session"): (0.3049, 0.5042, 0.5836, 0.6550),
+    ("unidirectional", "S+ item"): (0.3073, 0.5088, 0.5867, 0.6554),
+    ("bidirectional", "S-"): (0.1945, 0.4203, 0.5135, 0.5989),
+    ("bidirectional", "S+ session"): (0.2101, 0.4370, 0.5270, 0.6101),
+    ("bidirectional", "S+ item"): (0.2339, 0.4358, 0.5165, 0.5911),
+}
+"""Seshadri & Knees 2023, Table 1: test HR@1, 5, 10, 20 by architecture and row."""
+
+ONLY_WITH_ALPHA = {"context", "temperature", "negative_scope", "anchors", "visible_positive"}
+ONLY_BIDIRECTIONAL = {"mask_rate", "mask_last_only", "visible_positive"}
+RATIO = "alpha/beta"
+FIRST_SETTINGS = ("architecture", "context", "negative_scope", "alpha", "beta", RATIO, "learning_rate")
+ALWAYS_LISTED = ("architecture", "context", "alpha", "beta", "learning_rate")
+
+MIN_TRIALS_FOR_IMPORTANCE = 10
+TOP_SHARE = 0.1
+"""Of the trials: those whose settings PED-ANOVA compares with all. Optuna's default."""
+Z_95 = 1.96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoneCell:
+    """A cell with a COMPLETE trial: one configuration, trained once to its end."""
+
+    id: str
+    arm: str
+    trial: int
+    attempt: int
+    seed: int
+    value: float
+    """The study's metric at the chosen epoch."""
+    chosen_epoch: int
+    epochs: int
+    train_seconds: float
+    eval_seconds: float
+    run_id: str
+    weights: str
+    config: dict[str, Any]
+    """Every setting."""
+    settings: dict[str, Any]
+    """Those that have an effect in this cell, and alpha/beta."""
+    metrics: dict[str, float]
+    curve: dict[int, float]
+    """The study's metric by epoch."""
+
+    @property
+    def margin(self) -> float:
+        """Half the width of a 95% interval of the value, for sampling of the validation sessions alone."""
+        return margin([self.value], self.metrics["val/count"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A line of Table 1: one use of skips with one architecture, and every cell that tried it."""
+
+    architecture: str
+    label: str
+    kind: str
+    """"S-", "S+" or "control"."""
+    cells: tuple[DoneCell, ...]
+    paper: tuple[float, ...] | None
+    """The paper's test HR@1, 5, 10, 20, where it has this row."""
+
+    @property
+    def best(self) -> DoneCell | None:
+        """By the study's metric; the earliest of equals."""
+        return best_of(self.cells)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The best cell of one group beside the best of another."""
+
+    architecture: str
+    ours: Row
+    other: Row
+
+    @property
+    def difference(self) -> float:
+        """Of the study's metric."""
+        return self.ours.best.value - self.other.best.value
+
+    @property
+    def margin(self) -> float:
+        """Half a 95% interval of the difference, as if the two had been asked about different sessions."""
+        return margin([self.ours.best.value, self.other.best.value], self.ours.best.metrics["val/count"])
+
+    @property
+    def outcome(self) -> str:
+        """"higher", "lower", or "no difference shown" where the difference is within the margin."""
+        if abs(self.difference) <= self.margin:
+            return "no difference shown"
+        return "higher" if self.difference > 0 else "lower"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The answer in words, and the comparisons behind it."""
+
+    answer: str
+    """To "do skips help here?", in a few words."""
+    because: str
+    """One sentence with the numbers."""
+    remarks: tuple[str, ...]
+    """What a reader must know before believing it."""
+    comparisons: tuple[Comparison, ...]
+    """Best S+ against best S-, for each architecture that has both."""
+    controls: tuple[Comparison, ...]
+    """Best S+ against the best control, likewise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Where the cells of the study stand, and what their attempts came to."""
+
+    planned: int
+    complete: int
+    running: int
+    waiting: int
+    """Not started, stopped, or to be tried again."""
+    pruned: int
+    failed: int
+    """Set aside after their last attempt."""
+    failed_attempts: int
+    interrupted_attempts: int
+    """Stopped and queued again, which is no failure."""
+    recovered: int
+    """Cells that are complete after an attempt that failed."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.running + self.waiting == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A cell that has no result, and an attempt that failed."""
+
+    cell: str
+    arm: str
+    attempts: int
+    """That failed; interruptions are not counted."""
+    error: str
+    """Of the last one."""
+    status: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importance:
+    """How much each setting decides whether an S+ cell is among the best, as shares of 1; or why that is not said."""
+
+    shares: dict[str, float] | None
+    reason: str
+    n_trials: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeats:
+    """Cells that are the same experiment with another seed: how far chance alone moves a value."""
+
+    groups: tuple[tuple[DoneCell, ...], ...]
+
+    @property
+    def standard_deviation(self) -> float:
+        """Pooled over the groups."""
+        squares = sum(statistics.variance(c.value for c in g) * (len(g) - 1) for g in self.groups)
+        return math.sqrt(squares / sum(len(g) - 1 for g in self.groups))
+
+    @property
+    def largest_range(self) -> float:
+        """Between the best and the worst of one group."""
+        return max(max(c.value for c in g) - min(c.value for c in g) for g in self.groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmCost:
+    """What an arm's cells came to, and what they took."""
+
+    arm: str
+    planned: int
+    cells: tuple[DoneCell, ...]
+
+    @property
+    def epochs(self) -> int:
+        """Of all cells."""
+        return sum(c.epochs for c in self.cells)
+
+    @property
+    def train_seconds(self) -> float:
+        """Of all cells."""
+        return sum(c.train_seconds for c in self.cells)
+
+    @property
+    def eval_seconds(self) -> float:
+        """Of all cells."""
+        return sum(c.eval_seconds for c in self.cells)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """All that a report says."""
+
+    name: str
+    metric: str
+    attrs: dict[str, Any]
+    """What the study says of itself: recipe, dataset, versions."""
+    counts: Counts
+    trials: pd.DataFrame
+    cells: tuple[DoneCell, ...]
+    best: DoneCell
+    varying: tuple[str, ...]
+    """Settings that differ between cells, alpha/beta among them where both do."""
+    table1: tuple[Row, ...]
+    arms: tuple[ArmCost, ...]
+    baselines: dict[str, dict[str, float]]
+    importance: Importance
+    repeats: Repeats | None
+    failures: tuple[Failure, ...]
+    verdict: Verdict
+
+    @property
+    def baseline_values(self) -> dict[str, float]:
+        """Each baseline by the study's metric."""
+        return {name: metrics[self.metric] for name, metrics in self.baselines.items()}
+
+
+def analyse(study: optuna.Study) -> Analysis:
+    """Everything a report needs, from a study that is finished or under way.
+
+    Raises:
+        StudyError: If no trial is complete.
+    """
+    attrs = study.user_attrs
+    trials = study.get_trials(deepcopy=False)
+    metric = attrs["recipe"]["metric"]
+    cells = done_cells(trials)
+    counts = count(trials, attrs)
+    if not cells:
+        raise StudyError(
+            f"study '{study.study_name}': none of its {counts.planned} cells is complete "
+            f"({counts.running} running, {counts.waiting} waiting, {counts.failed} failed), so there is nothing to report; "
+            "continue it with `study run`, or see `study status` for the errors"
+        )
+    rows = table1(cells)
+    baselines = attrs.get("baselines", {})
+    best = best_of(cells)
+    return Analysis(
+        name=study.study_name,
+        metric=metric,
+        attrs=attrs,
+        counts=counts,
+        trials=trials_table(trials),
+        cells=cells,
+        best=best,
+        varying=varying(cells),
+        table1=rows,
+        arms=costs(cells, attrs),
+        baselines=baselines,
+        importance=importance(cells, trials),
+        repeats=repeats(cells),
+        failures=failures(trials, attrs),
+        verdict=judge(rows, {name: m[metric] for name, m in baselines.items()}, best, counts),
+    )
+
+
+# Cells
+
+
+def done_cells(trials: Iterable[FrozenTrial]) -> tuple[DoneCell, ...]:
+    """One for each cell with a COMPLETE trial, its first one, in the order in which they were made."""
+    done: dict[str, DoneCell] = {}
+    for trial in trials:
+        about = trial.user_attrs
+        if trial.state == TrialState.COMPLETE and about["cell"] not in done:
+            done[about["cell"]] = DoneCell(
+                id=about["cell"],
+                arm=about["arm"],
+                trial=trial.number,
+                attempt=about["attempt"],
+                seed=about["seed"],
+                value=trial.value,
+                chosen_epoch=about["chosen_epoch"],
+                epochs=about["epochs"],
+                train_seconds=about["train_seconds"],
+                eval_seconds=about["eval_seconds"],
+                run_id=about.get("run_id", ""),
+                weights=about.get("weights", ""),
+                config=about["config"],
+                settings=effective(about["config"]),
+                metrics=about["metrics"],
+                curve=dict(sorted(trial.intermediate_values.items())),
+            )
+    return tuple(done.values())
+
+
+def effective(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that change anything in a configuration: an S- cell has a `context` on paper only."""
+    idle = {"threads"}
+    idle |= ONLY_WITH_ALPHA if config["alpha"] == 0 else set()
+    idle |= ONLY_BIDIRECTIONAL if config["architecture"] == "unidirectional" else set()
+    settings = {name: value for name, value in config.items() if name not in idle}
+    if config["alpha"] > 0 and config["beta"] > 0:
+        # Rounded, so that 0.1 / 0.3 and 0.2 / 0.6 are one place on an axis.
+        settings[RATIO] = round(config["alpha"] / config["beta"], 9)
+    return settings
+
+
+def varying(cells: Iterable[DoneCell]) -> tuple[str, ...]:
+    """The settings that take two values or more, those of the paper first."""
+
+    def values(name: str, among: Iterable[DoneCell]) -> set[Any]:
+        return {c.settings[name] for c in among if name in c.settings}
+
+    cells = list(cells)
+    skip_cells = [c for c in cells if c.config["alpha"] > 0]
+    names = {name for c in cells for name in c.settings} - {"seed", RATIO}
+    found = {name for name in names if len(values(name, cells)) > 1}
+    if all(len(values(name, skip_cells)) > 1 for name in ("alpha", "beta", RATIO)):
+        found.add(RATIO)
+    return tuple(n for n in FIRST_SETTINGS if n in found) + tuple(sorted(found - set(FIRST_SETTINGS)))
+
+
+def best_of(cells: Iterable[DoneCell]) -> DoneCell | None:
+    """The highest value; the earliest of equals; None where there are no cells."""
+    return max(cells, key=lambda c: (c.value, -c.trial), default=None)
+
+
+def trials_table(trials: Iterable[FrozenTrial]) -> pd.DataFrame:
+    """A row for every attempt at a cell, whatever became of it."""
+    trials = list(trials)
+    configs = [t.user_attrs.get("config", t.params) for t in trials]
+    values: dict[str, set[Any]] = {}
+    for config in configs:
+        for name, value in config.items():
+            values.setdefault(name, set()).add(value)
+    listed = {name for name, seen in values.items() if len(seen) > 1} | set(ALWAYS_LISTED)
+    names = [*ALWAYS_LISTED, *sorted(listed - set(ALWAYS_LISTED) - {"seed", "arm"})]
+    metrics = sorted({name for t in trials for name in t.user_attrs.get("metrics", {})})
+    rows = []
+    for trial, config in zip(trials, configs, strict=True):
+        about = trial.user_attrs
+        row = {"number": trial.number, "state": trial.state.name}
+        row |= {name: about.get(name) for name in ("cell", "arm", "attempt", "seed")}
+        row |= {name: config.get(name) for name in names}
+        row |= {"value": trial.value}
+        row |= {name: about.get("metrics", {}).get(name) for name in metrics}
+        row |= {name: about.get(name) for name in ("chosen_epoch", "epochs", "train_seconds", "eval_seconds")}
+        row |= {"interrupted": bool(about.get("interrupted")), "resumed_from": about.get("resumed_from")}
+        row |= {name: about.get(name) for name in ("error", "run_id", "weights")}
+        rows.append(row)
+    whole = ("attempt", "seed", "chosen_epoch", "epochs", "resumed_from")
+    return pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64"))
+
+
+def count(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> Counts:
+    """Where the planned cells stand."""
+    by_cell = attempts(trials, attrs)
+    status = [cell_status(tried, attrs) for tried in by_cell.values()]
+    every = [t for tried in by_cell.values() for t in tried]
+    return Counts(
+        planned=len(by_cell),
+        complete=status.count("complete"),
+        running=status.count("running"),
+        waiting=status.count("waiting"),
+        pruned=status.count("pruned"),
+        failed=status.count("set aside"),
+        failed_attempts=sum(map(is_failure, every)),
+        interrupted_attempts=sum(t.state == TrialState.FAIL and not is_failure(t) for t in every),
+        recovered=sum(
+            any(map(is_failure, tried)) and cell_status(tried, attrs) == "complete" for tried in by_cell.values()
+        ),
+    )
+
+
+def attempts(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> dict[str, list[FrozenTrial]]:
+    """The trials of every cell; none for a planned cell that no trial has taken up."""
+    by_cell: dict[str, list[FrozenTrial]] = {cell: [] for cell in attrs.get("cells", {})}
+    for trial in trials:
+        if "cell" in trial.user_attrs:
+            by_cell.setdefault(trial.user_attrs["cell"], []).append(trial)
+    return by_cell
+
+
+def cell_status(tried: list[FrozenTrial], attrs: Mapping[str, Any]) -> str:
+    """In one word, or two, what became of a cell."""
+    states = {t.state for t in tried}
+    for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING, TrialState.PRUNED):
+        if state in states:
+            return state.name.lower()
+    last = sum(map(is_failure, tried)) >= attrs["recipe"]["max_attempts"]
+    return "set aside" if last or any(t.user_attrs.get("hopeless") for t in tried) else "waiting"
+
+
+def is_failure(trial: FrozenTrial) -> bool:
+    """Whether an attempt failed by itself, and was not merely stopped."""
+    return trial.state == TrialState.FAIL and not trial.user_attrs.get("interrupted", False)
+
+
+def failures(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> tuple[Failure, ...]:
+    """Cells without a result of which an attempt failed: those set aside, and those that will be tried again."""
+    found = []
+    for cell, tried in attempts(trials, attrs).items():
+        failed = [t for t in tried if is_failure(t)]
+        status = cell_status(tried, attrs)
+        if failed and status != "complete":
+            last = failed[-1].user_attrs
+            found.append(
+                Failure(
+                    cell=cell,
+                    arm=last["arm"],
+                    attempts=len(failed),
+                    error=last.get("error") or "ended without saying why (killed, or out of memory)",
+                    status={"waiting": "to be tried again", "running": "running again"}.get(status, status),
+                    settings=failed[-1].params,
+                )
+            )
+    return tuple(found)
+
+
+def costs(cells: Iterable[DoneCell], attrs: Mapping[str, Any]) -> tuple[ArmCost, ...]:
+    """By arm, in the recipe's order."""
+    cells = list(cells)
+    planned = [cell["arm"] for cell in attrs.get("cells", {}).values()] or [c.arm for c in cells]
+    names = dict.fromkeys([*attrs["recipe"]["arms"], *(c.arm for c in cells)])
+    return tuple(
+        ArmCost(arm=name, planned=planned.count(name), cells=tuple(c for c in cells if c.arm == name)) for name in names
+    )
+
+
+# Table 1
+
+
+def table1(cells: Iterable[DoneCell]) -> tuple[Row, ...]:
+    """The paper's six rows, with or without cells, and below each architecture's the controls that were tried."""
+    by_row: dict[tuple[str, str, str], list[DoneCell]] = {}
+    for cell in cells:
+        by_row.setdefault((cell.config["architecture"], *use_of_skips(cell.config)), []).append(cell)
+    keys = []
+    for architecture in ARCHITECTURES:
+        keys += [(architecture, label.split()[0], label) for a, label in PAPER_TEST if a == architecture]
+        keys += sorted(k for k in by_row if k[0] == architecture and k[1] == "control")
+    return tuple(
+        Row(
+            architecture=architecture,
+            label=label,
+            kind=kind,
+            cells=tuple(by_row.get((architecture, kind, label), ())),
+            paper=PAPER_TEST.get((architecture, label)),
+        )
+        for architecture, kind, label in keys
+    )
+
+
+def use_of_skips(config: Mapping[str, Any]) -> tuple[str, str]:
+    """A configuration's place in Table 1: kind and label. S+ means a session's own skips; the rest are controls."""
+    if config["alpha"] == 0:
+        return "S-", "S-"
+    if config["negative_scope"] == "session":
+        return "S+", f"S+ {config['context']}"
+    return "control", f"control {config['context']}, {config['negative_scope']}"
+
+
+def margin(rates: Iterable[float], n: float) -> float:
+    """Half a 95% interval of a hit rate, or of the difference of two, from n sessions each: normal approximation."""
+    return Z_95 * math.sqrt(sum(p * (1 - p) for p in rates) / n)
+
+
+# What decides
+
+
+def importance(cells: Iterable[DoneCell], trials: Iterable[FrozenTrial]) -> Importance:
+    """PED-ANOVA over the S+ cells: which settings tell the best tenth of them from the rest.
+
+    An arm may fix what another varies (the context, say), so each cell is given its value of every setting that differs
+    between S+ cells, whether its own trial proposed it or not.
+    """
+    cells = [c for c in cells if use_of_skips(c.config)[0] == "S+"]
+    names = [name for name in varying(cells) if name != RATIO and all(name in c.settings for c in cells)]
+    values = sorted((c.value for c in cells), reverse=True)
+
+    def not_said(reason: str) -> Importance:
+        return Importance(shares=None, reason=reason, n_trials=len(cells))
+
+    if len(cells) < MIN_TRIALS_FOR_IMPORTANCE:
+        return not_said(f"{len(cells)} S+ cells are complete, and at least {MIN_TRIALS_FOR_IMPORTANCE} are needed")
+    if not names:
+        return not_said("no setting differs between the S+ cells")
+    if values[math.ceil(TOP_SHARE * len(values)) - 1] == values[-1]:
+        return not_said("the best S+ cells are no better than the worst")
+    by_number = {t.number: t for t in trials}
+    spaces = {name: space(name, cells, by_number) for name in names}
+    storage = optuna.storages.InMemoryStorage()
+    among = optuna.create_study(storage=storage, direction="maximize")
+    for cell in cells:
+        params = {name: cell.settings[name] for name in names}
+        among.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=cell.value))
+    return Importance(shares=optuna.importance.get_param_importances(among), reason="", n_trials=len(cells))
+
+
+def space(name: str, cells: Iterable[DoneCell], trials: Mapping[int, FrozenTrial]) -> BaseDistribution:
+    """What a setting was drawn from: as the trials say where they agree, else the values that occur, or their range."""
+    cells = list(cells)
+    said = [trials[c.trial].distributions.get(name) for c in cells]
+    if said[0] is not None and all(d == said[0] for d in said):
+        return said[0]
+    values = list(dict.fromkeys(c.settings[name] for c in cells))
+    if all(d is None or isinstance(d, CategoricalDistribution) for d in said):
+        return CategoricalDistribution(values)
+    return FloatDistribution(min(values), max(values), log=all(getattr(d, "log", True) for d in said))
+
+
+def repeats(cells: Iterable[DoneCell]) -> Repeats | None:
+    """Groups of cells that differ by their seed alone, alpha and beta counted by their ratio; None without any."""
+    groups: dict[str, list[DoneCell]] = {}
+    for cell in cells:
+        groups.setdefault(canonical_json(experiment(from_flat(cell.config))), []).append(cell)
+    found = tuple(tuple(g) for g in groups.values() if len({c.seed for c in g}) > 1)
+    return Repeats(groups=found) if found else None
+
+
+# The verdict
+
+
+def judge(rows: Iterable[Row], baselines: Mapping[str, float], best: DoneCell, counts: Counts) -> Verdict:
+    """What the rows say about skips, no more than they can.
+
+    "Skips help" means that a session's own skips beat both no skips and the controls (semantics: after section 5).
+    """
+    comparisons = compare(rows, "S-")
+    controls = compare(rows, "control")
+    floor = max(baselines.values(), default=-math.inf)
+    name = next((n for n, v in baselines.items() if v == floor), "")
+    has_learnt = best.value > floor
+    answer, because = answer_from(comparisons, controls)
+    if comparisons and not has_learnt:
+        answer = f"Not shown: no model here is above {name}"
+        because = (
+            f"The best model has {rate(best.value)} where {name} has {rate(floor)}. A model below that has learnt nothing "
+            "worth having, so comparing such models says nothing about skips."
+        )
+    remarks = [] if counts.is_finished else [unfinished(counts)]
+    remarks += against_baseline(best, name, floor) if baselines else []
+    remarks += [text for c in comparisons for text in about_fairness(c)]
+    remarks += [about_control(c) for c in controls]
+    return Verdict(
+        answer=answer, because=because, remarks=tuple(remarks), comparisons=tuple(comparisons), controls=tuple(controls)
+    )
+
+
+def compare(rows: Iterable[Row], kind: str) -> list[Comparison]:
+    """The best S+ row against the best row of a kind, for each architecture where both were tried."""
+    rows = [row for row in rows if row.cells]
+    found = []
+    for architecture in ARCHITECTURES:
+        ours, other = (
+            pooled(r for r in rows if r.architecture == architecture and r.kind == k) for k in ("S+", kind)
+        )
+        if ours and other:
+            found.append(Comparison(architecture=architecture, ours=ours, other=other))
+    return found
+
+
+def pooled(rows: Iterable[Row]) -> Row | None:
+    """The rows of one kind as one, under the label of the best: its best is the best of all their cells."""
+    rows = list(rows)
+    if not rows:
+        return None
+    best = max(rows, key=lambda r: (r.best.value, -r.best.trial))
+    cells = tuple(c for r in rows for c in r.cells)
+    return Row(architecture=best.architecture, label=best.label, kind=best.kind, cells=cells, paper=None)
+
+
+def answer_from(comparisons: list[Comparison], controls: list[Comparison]) -> tuple[str, str]:
+    """The short answer, and the sentence behind it."""
+    if not comparisons:
+        return (
+            "This study cannot say",
+            "It needs a complete cell with skips (S+) and one without (S-, alpha = 0) for the same architecture.",
+        )
+    because = " ".join(map(in_words, comparisons))
+    outcomes = {c.outcome for c in comparisons}
+    if outcomes == {"no difference shown"}:
+        return "Not shown", because
+    if "higher" not in outcomes:
+        return "No: S+ is lower here", because
+    if outcomes != {"higher"}:
+        return "It differs by architecture", because
+    if not controls:
+        return "Perhaps: S+ is higher here, but no control was tried", because
+    if any(c.outcome != "higher" for c in controls):
+        return "Not shown: S+ is above S-, but not above its controls", because
+    return "Perhaps: S+ is above S- and above the controls, once", because
+
+
+def in_words(c: Comparison) -> str:
+    """A comparison as one sentence."""
+    ending = {
+        "no difference shown": "no difference shown",
+        "higher": "more than sampling of the sessions explains",
+        "lower": "less, by more than sampling of the sessions explains",
+    }[c.outcome]
+    return (
+        f"{c.architecture.capitalize()}: the best S+ cell has {rate(c.ours.best.value)}, the best S- cell "
+        f"{rate(c.other.best.value)}; {points(c.difference)} points, with a 95% margin of {100 * c.margin:.1f}: {ending}."
+    )
+
+
+def about_fairness(c: Comparison) -> list[str]:
+    """What stands between a comparison and belief."""
+    more, fewer = ("S+", "S-") if len(c.ours.cells) > len(c.other.cells) else ("S-", "S+")
+    text = (
+        f"{c.architecture.capitalize()}: S+ is the best of {cell_count(c.ours)}, S- the best of {cell_count(c.other)}."
+    )
+    if len(c.ours.cells) != len(c.other.cells):
+        text += f" The best of more draws is higher by luck alone, which favours {more} over {fewer} here."
+    text += (
+        f" The margin is rough: for {c.ours.best.metrics['val/count']:,.0f} validation sessions, as if unpaired, of one "
+        "seed each, and before the bias of having picked the best."
+    )
+    elsewhere = []
+    for name, label in (("val/full_hr_at_10", "whole catalogue"), ("val/full_new_hr_at_10", "new tracks only")):
+        ours, other = c.ours.best.metrics.get(name), c.other.best.metrics.get(name)
+        if ours is not None and other is not None:
+            elsewhere.append(f"{points(ours - other)} points against the {label}")
+    if elsewhere:
+        text += f" The same two cells by the other measures (HR@10): {' and '.join(elsewhere)}."
+    return [text]
+
+
+def about_control(c: Comparison) -> str:
+    """Whether it is the session's own skips that matter."""
+    return (
+        f"{c.architecture.capitalize()}: the best control ({c.other.label}) has {rate(c.other.best.value)}; S+ is "
+        f"{points(c.difference)} points from it (margin {100 * c.margin:.1f}): "
+        + (
+            "its gain may come from the session's own skips."
+            if c.outcome == "higher"
+            else "nothing shows that a session's own skips matter more than others'."
+        )
+    )
+
+
+def against_baseline(best: DoneCell, name: str, floor: float) -> list[str]:
+    """How the best model stands to the strongest baseline."""
+    difference = best.value - floor
+    width = margin([best.value, floor], best.metrics["val/count"])
+    text = f"The best model is {points(difference)} points from the strongest baseline, {name} ({rate(floor)})"
+    if difference <= 0:
+        return [f"{text}: it has learnt nothing worth having."]
+    if difference <= width:
+        return [f"{text}, within the margin of {100 * width:.1f}: not shown to have learnt more."]
+    return [f"{text}."]
+
+
+def unfinished(counts: Counts) -> str:
+    """What is still missing."""
+    return (
+        f"The study is not finished: {counts.complete} of {counts.planned} cells are complete, {counts.running} running, "
+        f"{counts.waiting} waiting, {counts.failed} set aside after failing. Everything here may still change."
+    )
+
+
+def cell_count(row: Row) -> str:
+    """`1 cell`, `8 cells`."""
+    return f"{len(row.cells)} cell" + "s" * (len(row.cells) != 1)
+
+
+def rate(value: float | None) -> str:
+    """A hit rate as the paper prints it: .4712; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.4f}".removeprefix("0") if value >= 0 else f"-{rate(-value)}"
+
+
+def points(difference: float) -> str:
+    """A difference of rates in hundredths, with its sign."""
+    return f"{100 * difference:+.1f}"
+
+
+def hit_rates(cell: DoneCell) -> tuple[float, ...]:
+    """Validation HR@1, 5, 10, 20."""
+    return tuple(cell.metrics[f"val/hr_at_{k}"] for k in HIT_RATE_AT)

@@ -1,0 +1,154 @@
+"""The work queue: cells as trials of Optuna's storage, put there waiting, claimed by workers, finished or given back.
+
+A cell is one complete configuration with one seed; a trial is one attempt at it. A study is finished when every cell
+has a COMPLETE trial, or was set aside after its last attempt.
+"""
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from skiprec.config import flatten
+from skiprec.files import canonical_json, sha256
+from skiprec.trainer import TrainConfig
+from study.space import Recipe, configuration, experiment, grid
+
+SEED_STEP = 1000
+"""Between the seeds of cells that are the same experiment, so that they do not meet the recipe's other seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """An entry of the queue."""
+
+    id: str
+    """Of the configuration and the data; of the place in the queue where the point is still to be proposed."""
+    arm: str
+    seed: int
+    params: dict[str, Any]
+    """The settings that vary; empty where they are still to be proposed."""
+
+
+def cell_id(config: TrainConfig, dataset_digest: str) -> str:
+    """SHA-256 of the whole resolved configuration and the dataset's digest."""
+    return sha256(canonical_json(flatten(config)).encode(), dataset_digest.encode())
+
+
+def plan(recipe: Recipe, dataset_digest: str, threads: int) -> list[Cell]:
+    """Every cell of a recipe, arms taking turns, so that a study that is stopped early has seen all of them.
+
+    Cells that are the same experiment (equal alpha/beta) get different seeds: a repeat that teaches something.
+    """
+    seen: Counter[str] = Counter()
+    arms = []
+    for arm in recipe.arms:
+        cells = []
+        if recipe.sampler != "exhaustive":
+            for seed, slot in itertools.product(recipe.seeds, range(1, recipe.cells_per_arm + 1)):
+                cells.append(Cell(f"{arm} / seed {seed} / point {slot}", arm, seed, {}))
+        else:
+            for seed, params in itertools.product(recipe.seeds, grid(recipe, arm)):
+                config = configuration(recipe, arm, params, seed=seed, threads=threads)
+                same = canonical_json([seed, experiment(config)])
+                own_seed = seed + SEED_STEP * seen[same]
+                seen[same] += 1
+                config = configuration(recipe, arm, params, seed=own_seed, threads=threads)
+                cells.append(Cell(cell_id(config, dataset_digest), arm, own_seed, params))
+        arms.append(cells)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*arms))
+    return [cell for cell in turns if cell is not None]
+
+
+def enqueue(study: optuna.Study, cell: Cell, attempt: int) -> None:
+    """Put an attempt at a cell into the queue."""
+    attrs = {"cell": cell.id, "arm": cell.arm, "seed": cell.seed, "attempt": attempt, "has_point": bool(cell.params)}
+    study.enqueue_trial(cell.params, user_attrs=attrs)
+
+
+def claim(study: optuna.Study, storage: optuna.storages.BaseStorage) -> optuna.Trial | None:
+    """Take the next waiting trial, or None where there is none.
+
+    Not `study.ask`: where the queue has run empty, that makes a trial which belongs to no cell.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        # One statement in the database: of several workers that try, one is told that it has it.
+        if "cell" in trial.user_attrs and storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+            return optuna.Trial(study, trial._trial_id)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the cells of a study stand."""
+
+    planned: int
+    complete: int
+    running: int
+    waiting: int
+    failed: int
+    """Set aside after their last attempt."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every cell is complete or set aside."""
+        return self.complete + self.failed == self.planned
+
+
+def attempts(trials: list[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
+    """The trials of each cell."""
+    by_cell: dict[str, list[FrozenTrial]] = {}
+    for trial in trials:
+        if "cell" in trial.user_attrs:
+            by_cell.setdefault(trial.user_attrs["cell"], []).append(trial)
+    return by_cell
+
+
+def is_failure(trial: FrozenTrial) -> bool:
+    """Whether the attempt failed by itself, and was not merely stopped."""
+    return trial.state == TrialState.FAIL and not trial.user_attrs.get("interrupted", False)
+
+
+def progress(study: optuna.Study, cells: list[Cell]) -> Progress:
+    """Count the planned cells by where they stand."""
+    by_cell = attempts(study.get_trials(deepcopy=False))
+    counts: Counter[str] = Counter()
+    for cell in cells:
+        states = {trial.state for trial in by_cell.get(cell.id, [])}
+        for state, name in (
+            (TrialState.COMPLETE, "complete"),
+            (TrialState.RUNNING, "running"),
+            (TrialState.WAITING, "waiting"),
+        ):
+            if state in states:
+                counts[name] += 1
+                break
+        else:
+            counts["failed" if states else "waiting"] += 1
+    return Progress(len(cells), counts["complete"], counts["running"], counts["waiting"], counts["failed"])
+
+
+def refill(study: optuna.Study, cells: list[Cell], max_attempts: int) -> None:
+    """Queue every cell that is neither complete, running nor waiting, nor out of attempts.
+
+    Safe to call again at any time by the one process that holds the study's lock.
+    """
+    by_cell = attempts(study.get_trials(deepcopy=False))
+    for cell in cells:
+        trials = by_cell.get(cell.id, [])
+        if any(t.state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING) for t in trials):
+            continue
+        if sum(map(is_failure, trials)) < max_attempts and not any(t.user_attrs.get("hopeless") for t in trials):
+            enqueue(study, proposed(cell, trials), attempt=len(trials) + 1)
+
+
+def proposed(cell: Cell, trials: list[FrozenTrial]) -> Cell:
+    """The cell with the point that an earlier attempt was given, so that a retry is the same experiment."""
+    with_params = [t for t in trials if t.user_attrs.get("proposed")]
+    if not with_params:
+        return cell
+    last = with_params[-1].user_attrs
+    return Cell(cell.id, cell.arm, last["seed"], last["proposed"])

@@ -1,0 +1,141 @@
+"""`study`: arguments -> one call into the package, what is printed, exit codes. Imports inside, so --help is quick."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skiprec.cli import Device, run
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Which settings, and which use of skips, recommend the next track best: studies of many trainings.",
+)
+
+Name = Annotated[str | None, typer.Argument(help="The study; may be left out where there is only one.")]
+Mlruns = Annotated[Path, typer.Option(help="The folder of the databases, artifacts and resume points.")]
+Storage = Annotated[str | None, typer.Option(help="Optuna's database, if it is not MLRUNS/optuna.db.")]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow's database or server, if it is not MLRUNS/mlflow.db.")]
+
+
+def main() -> None:
+    """The `study` command."""
+    run(app)
+
+
+@app.command("run")
+def run_study(
+    recipe: Annotated[str, typer.Argument(help="demo, paper, search, or a TOML file of your own.")],
+    data: Annotated[Path, typer.Option(help="A dataset folder, made by `skiprec prepare`.")],
+    workers: Annotated[int, typer.Option(help="Processes; the cores are divided among them.")] = 1,
+    name: Annotated[str | None, typer.Option(help="Of the study, if not the recipe's and the data's.")] = None,
+    mlruns: Mlruns = Path("mlruns"),
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+    device: Device = "auto",
+) -> None:
+    """Create a study, or go on with it, until every cell is done. Ctrl-C stops; the same command continues.
+
+    Example: study run demo --data data/mssd --workers 2
+    """
+    from study.run import launch
+
+    options = {"workers": workers, "name": name, "mlruns": mlruns, "device": device}
+    try:
+        handle = launch(recipe, data, storage=storage, tracking_uri=tracking_uri, **options)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with it", file=sys.stderr)
+        raise typer.Exit(130) from None
+    stage = handle.progress()
+    print(f"study {handle.name}: {stage.complete} of {stage.planned} cells complete, {stage.failed} failed")
+    print(f"next: study report {handle.name} --out report, or study ui")
+
+
+@app.command(hidden=True)
+def worker(
+    name: Annotated[str, typer.Argument(help="The study.")],
+    mlruns: Mlruns = Path("mlruns"),
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+    device: Device = "auto",
+) -> None:
+    """Work on a study until no cell is waiting. `study run` starts these."""
+    from skiprec.errors import TrainingStopped
+    from study.storage import places
+    from study.worker import work
+
+    try:
+        work(places(mlruns, storage, tracking_uri), name, device)
+    except TrainingStopped:  # as it was told: the cell is in the queue again
+        raise typer.Exit(0) from None
+
+
+@app.command()
+def status(
+    name: Name = None,
+    mlruns: Mlruns = Path("mlruns"),
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Print where a study stands: cells by state, best so far, time left, what failed.
+
+    Example: study status
+    """
+    from study.status import describe
+    from study.storage import database_errors, open_study, places
+
+    where = places(mlruns, storage, tracking_uri)
+    with database_errors(where):
+        print(describe(open_study(where, name)))
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    name: Name = None,
+    mlruns: Mlruns = Path("mlruns"),
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write what a study shows: a page that opens offline, tables, figures, and the best configuration.
+
+    Example: study report --out report
+    """
+    from study.report import write_report
+    from study.storage import database_errors, open_study, places
+    from study.tracking import log_report, open_tracker
+
+    where = places(mlruns, storage, tracking_uri)
+    with database_errors(where):
+        study = open_study(where, name)
+        for path in write_report(study, out):
+            print(f"wrote {path}")
+        log_report(open_tracker(where), study.user_attrs["parent_run"], out)
+    print(f"next: open {out / 'report.html'}, or train the best again: skiprec train DATA --config {out / 'best.toml'} --out RUN")
+
+
+@app.command()
+def ui(
+    mlruns: Mlruns = Path("mlruns"),
+    tracking_uri: TrackingUri = None,
+    port: Annotated[int, typer.Option(help="On loopback.")] = 5000,
+) -> None:
+    """Serve the MLflow UI on loopback until Ctrl-C.
+
+    Example: study ui --port 5001
+    """
+    from study.storage import places
+    from study.ui import serve
+
+    try:
+        serve(places(mlruns, None, tracking_uri), port)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+if __name__ == "__main__":
+    main()

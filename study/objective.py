@@ -1,0 +1,159 @@
+"""One attempt at a cell: its configuration -> training -> a COMPLETE trial, or one that failed or was given back."""
+
+import shutil
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from mlflow import MlflowClient
+from optuna.trial import FrozenTrial, TrialState
+
+from skiprec.config import flatten
+from skiprec.dataset import Dataset
+from skiprec.errors import CheckpointError, OutputError, TrainingDiverged, TrainingStopped
+from skiprec.evaluation import Evaluator
+from skiprec.run import Run, read_record
+from skiprec.trainer import SELECTED_BY, TrainConfig
+from study.cells import SEED_STEP, Cell, cell_id, enqueue, is_failure
+from study.space import Recipe, configuration, experiment, suggest
+from study.tracking import MLflowTracker
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What the attempts of one worker share."""
+
+    study: optuna.Study
+    recipe: Recipe
+    dataset: Dataset
+    evaluator: Evaluator
+    device: torch.device
+    client: MlflowClient
+    resume: Path
+    """The folder of the unfinished trials' folders."""
+    tags: dict[str, str]
+    """Of every run: study, dataset_digest, git_commit."""
+    should_stop: Callable[[], bool]
+
+
+def attempt(place: Workplace, trial: optuna.Trial) -> None:
+    """Train a claimed cell to its end and record it, whatever the end is.
+
+    Raises:
+        TrainingStopped: If the worker was told to stop; the cell is in the queue again.
+        OutputError: If something could not be written, as no other cell could be either; the cell is in the queue again.
+    """
+    attrs = trial.user_attrs
+    params = suggest(place.recipe, attrs["arm"], trial)
+    config = own_seed(place, trial, params)
+    identity = cell_id(config, place.dataset.digest)
+    for name, value in (("config", flatten(config)), ("proposed", params), ("seed", config.seed), ("cell_id", identity)):
+        trial.set_user_attr(name, value)
+    tracker = MLflowTracker(
+        place.client,
+        place.study.user_attrs["experiment_id"],
+        place.study.user_attrs["parent_run"],
+        place.dataset,
+        name=f"{attrs['arm']} #{trial.number}",
+        tags=place.tags
+        | {"cell": identity, "arm": attrs["arm"], "attempt": str(attrs["attempt"]), "seed": str(config.seed)},
+    )
+    trial.set_user_attr("run_id", tracker.run_id)
+    folder = place.resume / identity
+    try:
+        value = train(place, trial, config, folder, tracker)
+    except (TrainingStopped, OutputError) as stop:
+        trial.set_user_attr("interrupted", True)
+        give_up(place, trial, tracker, str(stop), status="KILLED", again=True)
+        raise
+    except TrainingDiverged as error:  # it would diverge again in just the same way
+        trial.set_user_attr("hopeless", True)
+        give_up(place, trial, tracker, str(error), status="FAILED", again=False)
+    except CheckpointError as error:  # the next attempt starts afresh
+        shutil.rmtree(folder)
+        give_up(place, trial, tracker, str(error), status="FAILED", again=True)
+    except Exception as error:  # whatever it is, the study's other cells go on; shown in status and report
+        trial.set_user_attr("traceback", traceback.format_exc())
+        give_up(place, trial, tracker, f"{type(error).__name__}: {error}", status="FAILED", again=True)
+    else:
+        # Optuna first: it alone says what is done. A run left open between the two is closed by the next `study run`.
+        place.study.tell(trial, value)
+        tracker.end("FINISHED")
+        shutil.rmtree(folder)
+
+
+def train(place: Workplace, trial: optuna.Trial, config: TrainConfig, folder: Path, tracker: MLflowTracker) -> float:
+    """Train in the folder, from its last epoch's end if it has one, and put what came of it on the trial.
+
+    Returns:
+        The chosen epoch's value of the metric that is optimised.
+    """
+    run = Run(
+        place.dataset,
+        config,
+        folder,
+        device=place.device,
+        tracker=tracker,
+        evaluator=place.evaluator,
+        show_progress=False,
+        should_stop=place.should_stop,
+    )
+    trial.set_user_attr("resumed_from", run.resumed_from)
+    for past in run.history:
+        trial.report(past.metrics[SELECTED_BY], past.epoch)
+    for result in run.epochs():
+        trial.report(result.metrics[SELECTED_BY], result.epoch)
+    metrics = run.finish()
+    record = read_record(folder)
+    for name in ("weights", "chosen_epoch", "epochs", "train_seconds", "eval_seconds"):
+        trial.set_user_attr(name, record[name])
+    trial.set_user_attr("metrics", metrics)
+    return metrics[SELECTED_BY]
+
+
+def own_seed(place: Workplace, trial: optuna.Trial, params: dict[str, Any]) -> TrainConfig:
+    """The trial's configuration; a point that another trial measures already becomes a new seed of it."""
+    attrs = trial.user_attrs
+    seed = attrs["seed"]
+    config = configuration(place.recipe, attrs["arm"], params, seed=seed, threads=place.study.user_attrs["threads"])
+    if place.recipe.sampler == "exhaustive" or attrs["has_point"]:
+        return config
+    same = {
+        t.user_attrs["seed"]
+        for t in place.study.get_trials(deepcopy=False)
+        if t.user_attrs.get("cell") != attrs["cell"]
+        and "config" in t.user_attrs
+        and same_experiment(place, t, config)
+    }
+    while seed in same:
+        seed += SEED_STEP
+    return configuration(place.recipe, attrs["arm"], params, seed=seed, threads=config.threads)
+
+
+def same_experiment(place: Workplace, trial: FrozenTrial, config: TrainConfig) -> bool:
+    """Whether a trial measures what the configuration would, seeds apart."""
+    attrs = trial.user_attrs
+    theirs = configuration(
+        place.recipe, attrs["arm"], attrs["proposed"], seed=attrs["seed"], threads=config.threads
+    )
+    return experiment(theirs) == experiment(config)
+
+
+def give_up(
+    place: Workplace, trial: optuna.Trial, tracker: MLflowTracker, error: str, *, status: str, again: bool
+) -> None:
+    """End an attempt without a value, and put its cell into the queue again where that may help."""
+    attrs = trial.user_attrs
+    trial.set_user_attr("error", error)
+    place.study.tell(trial, state=TrialState.FAIL)
+    tracker.end(status)
+    failures = sum(
+        is_failure(t) for t in place.study.get_trials(deepcopy=False) if t.user_attrs.get("cell") == attrs["cell"]
+    )
+    if again and failures < place.recipe.max_attempts:
+        cell = Cell(attrs["cell"], attrs["arm"], attrs["seed"], attrs["proposed"])
+        enqueue(place.study, cell, attempt=attrs["attempt"] + 1)

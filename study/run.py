@@ -1,0 +1,294 @@
+"""Making a study or going on with one, starting its workers, and what it has come to. What `study run` calls."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import filelock
+import optuna
+from optuna.trial import TrialState
+from tqdm import tqdm
+
+from skiprec.baselines import evaluate_baselines
+from skiprec.dataset import Dataset, load_dataset
+from skiprec.device import settle
+from skiprec.errors import OutputError, StudyError
+from skiprec.evaluation import Evaluator
+from skiprec.files import writing_to
+from skiprec.run import environment
+from study.cells import Cell, Progress, plan, progress, refill
+from study.space import Recipe, load_recipe
+from study.storage import Places, database_errors, open_storage, open_study, places
+from study.tracking import close_orphans, end_run, git_commit, open_experiment, open_tracker, reopen_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class StudyHandle:
+    """A study, for notebooks."""
+
+    name: str
+    where: Places
+
+    @property
+    def study(self) -> optuna.Study:
+        """Optuna's own object."""
+        with database_errors(self.where):
+            return open_study(self.where, self.name)
+
+    def progress(self) -> Progress:
+        """Where its cells stand."""
+        study = self.study
+        with database_errors(self.where):
+            return progress(study, planned_cells(study))
+
+    def trials(self) -> "pd.DataFrame":
+        """One row a trial."""
+        from study.analysis import trials_table  # pandas' tables are not needed to run
+
+        return trials_table(self.study)
+
+    def report(self, out: str | Path) -> list[Path]:
+        """Write the report into a new folder."""
+        from study.report import write_report  # nor is matplotlib
+
+        return write_report(self.study, Path(out))
+
+
+def launch(
+    recipe: str | Recipe,
+    data: str | Path,
+    *,
+    workers: int = 1,
+    name: str | None = None,
+    mlruns: str | Path = "mlruns",
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+    device: str = "auto",
+    show_progress: bool = True,
+) -> StudyHandle:
+    """Create a study or go on with it, and work on it until every cell is done.
+
+    Args:
+        recipe: The name of a shipped one, a TOML file, or a Recipe.
+        data: A dataset folder.
+        workers: Processes; the machine's cores are divided among them when the study is made.
+        name: Of the study; by default the recipe's and the first 8 digits of the dataset's digest.
+        mlruns: The folder of the default databases, artifacts and resume points.
+        storage: Optuna's database, as SQLAlchemy writes it.
+        tracking_uri: MLflow's database or server.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        show_progress: A tqdm bar over cells, where the output is a terminal.
+
+    Returns:
+        The study, finished.
+
+    Raises:
+        ConfigError: If the recipe is wrong.
+        StudyError: If the name belongs to another recipe or other data, someone else runs it, or a worker failed.
+        KeyboardInterrupt: After Ctrl-C, when every worker has given its cell back.
+    """
+    if isinstance(recipe, str):
+        recipe = load_recipe(recipe)
+    if workers < 1:
+        raise StudyError(f"--workers is {workers}, expected at least 1")
+    dataset = load_dataset(data)
+    where = places(Path(mlruns), storage, tracking_uri)
+    name = name or f"{recipe.name}-{dataset.digest[:8]}"
+    with database_errors(where), locked(where, name):
+        study = create(where, name, recipe, dataset, workers, device)
+        cells = planned_cells(study)
+        take_over(where, study)
+        refill(study, cells, recipe.max_attempts)
+        if not progress(study, cells).is_finished:
+            refuse_full_disk(where, dataset, study, cells, workers)
+            client = open_tracker(where)
+            reopen_run(client, study.user_attrs["parent_run"])
+            try:
+                supervise(where, study, cells, workers, device, show_progress)
+            finally:
+                done = progress(study, cells).is_finished
+                end_run(client, study.user_attrs["parent_run"], "FINISHED" if done else "KILLED")
+    return StudyHandle(name, where)
+
+
+@contextmanager
+def locked(where: Places, name: str) -> Iterator[None]:
+    """Hold a study against another `study run` on this machine.
+
+    Raises:
+        StudyError: If another one has it.
+    """
+    path = where.resume(name) / "lock"
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise StudyError(f"study {name} is being run by another `study run` already; wait for it, or stop it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def create(
+    where: Places, name: str, recipe: Recipe, dataset: Dataset, workers: int, device: str
+) -> optuna.Study:
+    """The study of that name, made whole if there is none, or left by a stop before it was whole.
+
+    Raises:
+        StudyError: If there is one with another recipe or other data, with what differs.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=name, storage=open_storage(where), direction="maximize", load_if_exists=True
+    )
+    attrs = study.user_attrs
+    told = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if "cells" in attrs:  # which is written last
+        differs = [f"{k} was {attrs['recipe'].get(k)}, now {v}" for k, v in told.items() if attrs["recipe"].get(k) != v]
+        if attrs["dataset_digest"] != dataset.digest:
+            differs.append(f"the dataset was {attrs['dataset_digest'][:8]}, now {dataset.digest[:8]}")
+        if differs:
+            raise StudyError(f"study {name} was made differently: {'; '.join(differs)}. Give this one another --name")
+        return study
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    chosen = settle(device, threads)
+    experiment_id, parent = open_experiment(open_tracker(where), where, name)
+    evaluator = Evaluator(dataset, "val", chosen)
+    about = {
+        "recipe": told,
+        "dataset": str(dataset.path.resolve()),
+        "dataset_digest": dataset.digest,
+        "dataset_counts": dataset.manifest.counts,
+        "dropped": dataset.manifest.dropped,
+        "threads": threads,
+        "experiment_id": experiment_id,
+        "parent_run": parent,
+        "baselines": evaluate_baselines(dataset, evaluator),
+        "versions": environment(chosen),
+        "git_commit": git_commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cells": {
+            cell.id: {"arm": cell.arm, "seed": cell.seed, "params": cell.params}
+            for cell in plan(recipe, dataset.digest, threads)
+        },
+    }
+    for key, value in about.items():
+        study.set_user_attr(key, value)
+    return study
+
+
+def planned_cells(study: optuna.Study) -> list[Cell]:
+    """The cells of a study, as they were planned when it was made."""
+    return [Cell(identity, **cell) for identity, cell in study.user_attrs["cells"].items()]
+
+
+def take_over(where: Places, study: optuna.Study) -> None:
+    """End what a killed run left open: with the study's lock held and no worker started, nobody is at work on it."""
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
+        if trial.state == TrialState.RUNNING:
+            study._storage.set_trial_user_attr(trial._trial_id, "interrupted", True)
+            study.tell(trial.number, state=TrialState.FAIL)
+    finished = {t.user_attrs["run_id"] for t in trials if t.state == TrialState.COMPLETE}
+    close_orphans(open_tracker(where), study.user_attrs["experiment_id"], finished)
+
+
+def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, cells: list[Cell], workers: int) -> None:
+    """Refuse a study whose checkpoints would not fit, before it starts.
+
+    Raises:
+        OutputError: With what is needed and what is free.
+    """
+    dim = max(cell_dim(study, cell) for cell in cells)
+    weights = 4 * dim * (dataset.n_items + 2 + 10 * dim)  # float32; the blocks hold some 9 dim^2
+    stage = progress(study, cells)
+    # A checkpoint a cell, and for each at work its best, weights and two moments; with room for the databases.
+    needed = (stage.planned - stage.complete - stage.failed + 5 * workers) * weights + 20_000_000
+    free = shutil.disk_usage(where.mlruns).free
+    if needed > free:
+        raise OutputError(
+            f"{where.mlruns}: the study's checkpoints need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            "free space, or give another --mlruns"
+        )
+
+
+def cell_dim(study: optuna.Study, cell: Cell) -> int:
+    """The width of a cell's model; the largest that may be proposed where it is not settled."""
+    recipe = study.user_attrs["recipe"]
+    value = cell.params.get("dim", recipe["arms"][cell.arm].get("dim", recipe["settings"].get("dim", 128)))
+    return int(value["high"]) if isinstance(value, dict) else max(value) if isinstance(value, list) else value
+
+
+def supervise(
+    where: Places, study: optuna.Study, cells: list[Cell], workers: int, device: str, show_progress: bool
+) -> None:
+    """Start the workers, show how far they are, and see them end.
+
+    Raises:
+        StudyError: If a worker ended with an error, or left cells undone.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, when every worker has given its cell back.
+    """
+    command = [sys.executable, "-m", "study", "worker", study.study_name, "--mlruns", str(where.mlruns)]
+    command += ["--storage", where.storage, "--tracking-uri", where.tracking_uri, "--device", device]
+    # A session of their own: Ctrl-C reaches this process alone, which tells each of them once.
+    started = [subprocess.Popen(command, start_new_session=True) for _ in range(workers)]
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        watch(study, cells, started, show_progress)
+    except KeyboardInterrupt:
+        print("stopping: workers give their cells back at the last epoch's end", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave them alone
+        for process in started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in started:
+            process.wait()
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, earlier)
+    failed = [process.returncode for process in started if process.returncode != 0]
+    stage = progress(study, cells)
+    if failed or not stage.is_finished:
+        raise StudyError(
+            f"study {study.study_name}: {len(failed)} of {workers} workers ended with an error (shown above), "
+            f"{stage.planned - stage.complete - stage.failed} of {stage.planned} cells are not done; "
+            "run the same command again to go on"
+        )
+
+
+def watch(study: optuna.Study, cells: list[Cell], started: list[subprocess.Popen], show_progress: bool) -> None:
+    """Show a bar over the cells until every worker has ended."""
+    with tqdm(
+        total=len(cells), unit=" cells", desc=study.study_name, disable=None if show_progress else True
+    ) as bar:
+        while True:
+            is_over = all(process.poll() is not None for process in started)
+            stage = progress(study, cells)
+            done = [t.value for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+            bar.n = stage.complete + stage.failed
+            best = {"best": f"{max(done):.4f}"} if done else {}
+            bar.set_postfix(best | {"running": stage.running} | ({"failed": stage.failed} if stage.failed else {}))
+            if is_over:
+                return
+            time.sleep(POLL_SECONDS)

@@ -1,0 +1,174 @@
+"""Recipes: which settings vary, how far, in which arm. A recipe and a point in it -> a complete configuration."""
+
+import itertools
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+
+from skiprec.config import SETTINGS, Value, checked, flatten, from_flat, read_toml, unknown
+from skiprec.errors import ConfigError
+from skiprec.trainer import SELECTED_BY, TrainConfig
+
+NOT_IN_RECIPES = {"seed": "`seeds` at the top of the recipe", "threads": "the study, from the number of workers"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A named, complete study, as its TOML file says."""
+
+    name: str
+    """Of the study, unless --name says otherwise."""
+    description: str = ""
+    """One line for people."""
+    sampler: Literal["exhaustive", "tpe", "random"]
+    """Every combination, or points that are proposed one after the other."""
+    metric: str = SELECTED_BY
+    """What is optimised."""
+    cells_per_arm: int = 0
+    """Points that a searching sampler gets in each arm: an equal tuning budget for all."""
+    seeds: list = field(default_factory=lambda: [1])
+    """The whole grid, or search, once for each."""
+    max_attempts: int = 2
+    """How often a cell may be tried before it is set aside with its error."""
+    settings: dict = field(default_factory=dict)
+    """Of every arm: a value, a list of choices, or a range {low, high, log}."""
+    arms: dict
+    """Groups of cells that are compared as one thing, each with settings of its own over the common ones."""
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.arms:
+            raise ValueError("a recipe needs a name and at least one arm")
+        if self.metric != SELECTED_BY:
+            raise ValueError(f"metric is {self.metric!r}, expected '{SELECTED_BY}', by which each run's epoch is chosen")
+        if not self.seeds or not all(type(s) is int and s >= 0 for s in self.seeds):
+            raise ValueError(f"seeds is {self.seeds}, expected a list of whole numbers")
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts is {self.max_attempts}, expected at least 1")
+        if (self.sampler == "exhaustive") != (self.cells_per_arm == 0):
+            raise ValueError(
+                f"cells_per_arm is {self.cells_per_arm} with sampler '{self.sampler}', expected 0 for exhaustive "
+                "and at least 1 for a search"
+            )
+        for name in self.arms:
+            for setting, value in arm_settings(self, name).items():
+                check_domain(self, name, setting, value)
+                check_shared_name(self, name, setting, value)
+            # A whole configuration of the arm, so that a wrong value is refused before anything is made.
+            for point in corners(arm_settings(self, name)):
+                from_flat(point, f"arm '{name}'")
+
+
+def load_recipe(recipe: str) -> Recipe:
+    """A recipe by the name of one that comes with the program, or by the path of a TOML file.
+
+    Raises:
+        ConfigError: With where, what was found and what was expected.
+    """
+    shipped = {entry.name.removesuffix(".toml"): entry for entry in files("study").joinpath("recipes").iterdir()}
+    if recipe in shipped:
+        path = Path(str(shipped[recipe]))
+    elif recipe.endswith(".toml") or Path(recipe).exists():
+        path = Path(recipe)
+    else:
+        raise ConfigError(f"recipe '{recipe}': unknown, expected one of {', '.join(sorted(shipped))}, or a TOML file")
+    return checked(Recipe, read_toml(path), str(path.name if recipe in shipped else path))
+
+
+def arm_settings(recipe: Recipe, arm: str) -> dict[str, Any]:
+    """What an arm fixes and varies: the common settings, and its own over them."""
+    own = recipe.arms[arm]
+    if not isinstance(own, dict):
+        raise ConfigError(f"arm '{arm}' is {own!r}, expected a table of settings")
+    return recipe.settings | own
+
+
+def check_domain(recipe: Recipe, arm: str, name: str, value: Any) -> None:
+    """Refuse what cannot be tried: unknown names, empty lists, ranges that are the wrong way round.
+
+    Raises:
+        ConfigError: With where, what was found and what was expected.
+    """
+    where = f"arm '{arm}': {name}"
+    if name in NOT_IN_RECIPES:
+        raise ConfigError(f"{where} is set by {NOT_IN_RECIPES[name]}, not in an arm")
+    if name not in SETTINGS:
+        raise ConfigError(f"arm '{arm}': {unknown(name, SETTINGS)}")
+    if isinstance(value, list):
+        if not value or any(isinstance(v, list | dict) for v in value) or len(set(map(repr, value))) < len(value):
+            raise ConfigError(f"{where} is {value}, expected a list of different values")
+    elif isinstance(value, dict):
+        if recipe.sampler == "exhaustive":
+            raise ConfigError(f"{where} is a range, which an exhaustive recipe cannot try in full; expected a list")
+        for key in value.keys() - {"low", "high", "log"}:
+            raise ConfigError(f"{where}: {unknown(key, ('low', 'high', 'log'))}")
+        low, high, log = value.get("low"), value.get("high"), value.get("log", False)
+        if type(low) not in (int, float) or type(high) not in (int, float) or type(log) is not bool:
+            raise ConfigError(f"{where} is {value}, expected {{ low = number, high = number, log = true or false }}")
+        if not low < high:
+            raise ConfigError(f"{where} goes from {low} to {high}, expected low below high")
+        if log and low <= 0:
+            raise ConfigError(f"{where} is logarithmic from {low}, expected low above 0")
+
+
+def check_shared_name(recipe: Recipe, arm: str, name: str, value: Any) -> None:
+    """Refuse a setting that arms search over differently: in Optuna a name has one domain in the whole study.
+
+    Raises:
+        ConfigError: With the two arms.
+    """
+    if recipe.sampler == "exhaustive" or not isinstance(value, list | dict):
+        return
+    for other in recipe.arms:
+        theirs = arm_settings(recipe, other).get(name)
+        if isinstance(theirs, list | dict) and theirs != value and list in (type(theirs), type(value)):
+            raise ConfigError(
+                f"arms '{arm}' and '{other}' search {name} over {value} and {theirs}; "
+                "a searched list must be the same in every arm that varies it"
+            )
+
+
+def corners(settings: dict[str, Any]) -> list[dict[str, Value]]:
+    """Points that touch every choice and both ends of every range at least once."""
+    ends = {k: (v["low"], v["high"]) if isinstance(v, dict) else v if isinstance(v, list) else [v] for k, v in settings.items()}
+    most = max(map(len, ends.values()), default=1)
+    return [{k: v[min(i, len(v) - 1)] for k, v in ends.items()} for i in range(most)]
+
+
+def grid(recipe: Recipe, arm: str) -> list[dict[str, Value]]:
+    """Every combination of an arm's choices, as params: the settings that vary."""
+    choices = {k: v for k, v in arm_settings(recipe, arm).items() if isinstance(v, list)}
+    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+
+def choices(recipe: Recipe, name: str) -> list[Value]:
+    """Every value of a setting that some arm lists, each once: what Optuna is told of, since a name has one domain."""
+    listed = (arm_settings(recipe, arm).get(name) for arm in recipe.arms)
+    every = [value for values in listed if isinstance(values, list) for value in values]
+    return [value for i, value in enumerate(every) if repr(value) not in map(repr, every[:i])]
+
+
+def suggest(recipe: Recipe, arm: str, trial: optuna.Trial) -> dict[str, Value]:
+    """Ask the trial for every setting that varies in its arm: proposed, or as the queue fixed it."""
+    params: dict[str, Value] = {}
+    for name, value in arm_settings(recipe, arm).items():
+        if isinstance(value, list):
+            params[name] = trial.suggest_categorical(name, choices(recipe, name))
+        elif isinstance(value, dict):
+            params[name] = trial.suggest_float(name, value["low"], value["high"], log=value.get("log", False))
+    return params
+
+
+def configuration(recipe: Recipe, arm: str, params: dict[str, Value], *, seed: int, threads: int) -> TrainConfig:
+    """The complete configuration of a point in an arm."""
+    fixed = {k: v for k, v in arm_settings(recipe, arm).items() if not isinstance(v, list | dict)}
+    return from_flat(fixed | params | {"seed": seed, "threads": threads}, f"arm '{arm}'")
+
+
+def experiment(config: TrainConfig) -> dict[str, Value]:
+    """What a cell measures, its seed apart. Alpha and beta count by their ratio alone: Adam divides out their size."""
+    flat = flatten(config)
+    ratio = round(flat["alpha"] / flat["beta"], 9) if flat["beta"] else float("inf")
+    return {k: v for k, v in flat.items() if k not in ("seed", "alpha", "beta")} | {"alpha/beta": str(ratio)}

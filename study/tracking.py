@@ -1,0 +1,138 @@
+"""MLflow: the experiment and parent run of a study, and a run for each trial. The one file that writes to it."""
+
+import json
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+# Read when MLflow is imported: no look-up of a telemetry host in every process. Said in the README.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset as TrackedDataset
+from mlflow.entities import DatasetInput, Metric, Param, RunStatus, ViewType
+
+from skiprec.dataset import Dataset
+from study.storage import Places
+
+for noisy in ("mlflow", "alembic"):
+    logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def git_commit() -> str:
+    """The commit of this program's own checkout, with + if it was changed since; "none" where it is not in one."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def open_tracker(where: Places) -> MlflowClient:
+    """The client of a study's tracker."""
+    return MlflowClient(tracking_uri=where.tracking_uri)
+
+
+def open_experiment(client: MlflowClient, where: Places, study: str) -> tuple[str, str]:
+    """The experiment of a study and its parent run, made where there are none.
+
+    Returns:
+        Experiment id and run id.
+    """
+    experiment = client.get_experiment_by_name(study)
+    if experiment is None:
+        # A server keeps artifacts where it was told to; files beside the database are ours to place.
+        local = where.tracking_uri.startswith("sqlite:")
+        place = (where.artifacts / study).as_uri() if local else None
+        experiment_id = client.create_experiment(study, artifact_location=place)
+    else:
+        experiment_id = experiment.experiment_id
+    parents = client.search_runs([experiment_id], "tags.role = 'study'", max_results=1)
+    if parents:
+        return experiment_id, parents[0].info.run_id
+    run = client.create_run(experiment_id, run_name=study, tags={"study": study, "role": "study"})
+    return experiment_id, run.info.run_id
+
+
+def end_run(client: MlflowClient, run_id: str, status: str) -> None:
+    """Close a run as FINISHED, FAILED or KILLED."""
+    client.set_terminated(run_id, status)
+
+
+def reopen_run(client: MlflowClient, run_id: str) -> None:
+    """Say that a run goes on."""
+    client.update_run(run_id, status="RUNNING")
+
+
+def close_orphans(client: MlflowClient, experiment_id: str, finished: set[str]) -> None:
+    """Close the trials' runs that nobody is working on any more.
+
+    Args:
+        client: The tracker.
+        experiment_id: Of the study.
+        finished: Runs whose trial is COMPLETE: killed between the two databases, they are FINISHED, others KILLED.
+    """
+    still_open = f"attributes.status = '{RunStatus.to_string(RunStatus.RUNNING)}' and tags.role = 'trial'"
+    while runs := client.search_runs([experiment_id], still_open, run_view_type=ViewType.ALL):
+        for run in runs:
+            end_run(client, run.info.run_id, "FINISHED" if run.info.run_id in finished else "KILLED")
+
+
+class MLflowTracker:
+    """A trial's run, nested under its study's.
+
+    Args:
+        client: The tracker.
+        experiment_id: Of the study.
+        parent: The study's run.
+        dataset: What is trained on; shown as the run's input.
+        name: Of the run, for people.
+        tags: study, cell, attempt, arm, seed, dataset_digest, git_commit.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        experiment_id: str,
+        parent: str,
+        dataset: Dataset,
+        name: str,
+        tags: Mapping[str, str],
+    ) -> None:
+        self.client = client
+        tags = dict(tags) | {"mlflow.parentRunId": parent, "role": "trial"}
+        self.run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+        tracked = TrackedDataset(
+            name=dataset.path.name,
+            digest=dataset.digest[:8],
+            source_type="local",
+            source=json.dumps({"uri": str(dataset.path.resolve())}),
+        )
+        client.log_inputs(self.run_id, [DatasetInput(tracked)])
+
+    def log_params(self, params: Mapping[str, bool | int | float | str]) -> None:
+        """The run's flat configuration."""
+        self.client.log_batch(self.run_id, params=[Param(k, str(v)) for k, v in params.items()])
+
+    def log_metrics(self, metrics: Mapping[str, float], *, epoch: int) -> None:
+        """All metrics of one epoch, in one call: one a metric would take longer than a small epoch."""
+        now = time.time_ns() // 1_000_000
+        self.client.log_batch(self.run_id, metrics=[Metric(k, v, now, epoch) for k, v in metrics.items()])
+
+    def log_artifact(self, path: Path) -> None:
+        """A file of the run."""
+        self.client.log_artifact(self.run_id, str(path))
+
+    def end(self, status: str) -> None:
+        """Close the run as FINISHED, FAILED or KILLED."""
+        end_run(self.client, self.run_id, status)
+
+
+def log_report(client: MlflowClient, parent: str, folder: Path) -> None:
+    """Keep a study's report with its run."""
+    client.log_artifacts(parent, str(folder), "report")

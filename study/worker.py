@@ -1,0 +1,86 @@
+"""A worker: takes cells from the queue of a study, one after the other, until none waits. All workers are alike."""
+
+import os
+import signal
+from pathlib import Path
+
+import optuna
+
+from skiprec.dataset import load_dataset
+from skiprec.device import settle
+from skiprec.errors import StudyError, TrainingStopped
+from skiprec.evaluation import Evaluator
+from skiprec.randomness import derive_seed
+from study.cells import claim
+from study.objective import Workplace, attempt
+from study.space import Recipe
+from study.storage import Places, database_errors, open_study
+from study.tracking import git_commit, open_tracker
+
+
+class StopFlag:
+    """Turned on by SIGTERM, by SIGINT, or when the process that started this one is gone; asked between two steps."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self.parent = os.getppid()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._set)
+
+    def _set(self, number: int, frame: object) -> None:
+        self.is_set = True
+
+    def __call__(self) -> bool:
+        return self.is_set or os.getppid() != self.parent
+
+
+def sampler(recipe: Recipe, number: int) -> optuna.samplers.BaseSampler:
+    """What proposes the point of a trial.
+
+    Seeded by the trial's number: two workers with one seed would propose the same first points, and so would a study
+    that is continued.
+    """
+    seed = derive_seed(recipe.name, recipe.seeds[0], number) % 2**32
+    if recipe.sampler == "tpe":
+        return optuna.samplers.TPESampler(seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def work(where: Places, name: str, device: str) -> None:
+    """Work on a study until no cell is waiting.
+
+    Raises:
+        TrainingStopped: If it was told to stop; its cell is in the queue again.
+        StudyError: If the dataset is not the study's, or a database fails.
+    """
+    should_stop = StopFlag()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with database_errors(where):
+        study = open_study(where, name)
+        attrs = study.user_attrs
+        recipe = Recipe(**attrs["recipe"])
+        dataset = load_dataset(Path(attrs["dataset"]))
+        if dataset.digest != attrs["dataset_digest"]:
+            raise StudyError(
+                f"{dataset.path}: its digest is {dataset.digest[:8]}, expected {attrs['dataset_digest'][:8]}: "
+                "it is no longer the data of this study"
+            )
+        chosen = settle(device, attrs["threads"])
+        place = Workplace(
+            study=study,
+            recipe=recipe,
+            dataset=dataset,
+            evaluator=Evaluator(dataset, "val", chosen),
+            device=chosen,
+            client=open_tracker(where),
+            resume=where.resume(name),
+            tags={"study": name, "dataset_digest": dataset.digest, "git_commit": git_commit()},
+            should_stop=should_stop,
+        )
+        while not should_stop():
+            trial = claim(study, study._storage)
+            if trial is None:
+                return
+            study.sampler = sampler(recipe, trial.number)
+            attempt(place, trial)
+        raise TrainingStopped(f"study {name}: told to stop between two cells")
