@@ -83,4 +83,3 @@ def load_checkpoint(path: Path, *, dataset_digest: str) -> tuple[dict[str, Tenso
             "use it with the data that it was trained on"
         )
     return tensors, about
-

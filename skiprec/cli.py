@@ -101,7 +101,9 @@ def train(
     out: Annotated[Path, typer.Option(help="The run folder to make.")],
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings, such as a report's best.toml.")] = None,
     preset: Annotated[str | None, typer.Option(help="Named settings: paper, released.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting; repeat.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting; repeat.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: Device = "auto",
 ) -> None:

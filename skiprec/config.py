@@ -9,7 +9,7 @@ import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,11 +98,13 @@ def checked(cls: type[C], values: Mapping[str, Any], where: str) -> C:
         raise ConfigError(f"{where}: {str(error).split('() ')[-1]}") from error
 
 
-def unknown(name: str, known: typing.Iterable[str]) -> str:
+def unknown(name: str, known: Iterable[str]) -> str:
     """What to say of a name that nothing knows."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown setting '{name}', " + (f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}")
+    return f"unknown setting '{name}', " + (
+        f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
+    )
 
 
 def typed(kind: Any, value: Any, where: str) -> Any:
@@ -118,7 +120,14 @@ def typed(kind: Any, value: Any, where: str) -> Any:
     if plain is float and type(value) is int:
         return float(value)
     if type(value) is not plain:
-        names = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a table"}
+        names = {
+            bool: "true or false",
+            int: "an integer",
+            float: "a number",
+            str: "a text",
+            list: "a list",
+            dict: "a table",
+        }
         raise ConfigError(f"{where} is {value!r}, expected {names[plain]}")
     return value
 
@@ -151,7 +160,9 @@ def from_flat(values: Mapping[str, Any], where: str = "settings") -> TrainConfig
         if name in ("skip_threshold", "min_length", "max_length", "only_sessions_with_skips", "split"):
             raise ConfigError(f"{where}: '{name}' is settled when the logs are prepared: give it to `skiprec prepare`")
         raise ConfigError(f"{where}: {unknown(name, SETTINGS)}")
-    parts = {cls: {k: v for k, v in values.items() if k in names_of(cls)} for cls in (ModelConfig, LossConfig, TrainConfig)}
+    parts = {
+        cls: {k: v for k, v in values.items() if k in names_of(cls)} for cls in (ModelConfig, LossConfig, TrainConfig)
+    }
     rest = parts[TrainConfig] | {
         "model": checked(ModelConfig, parts[ModelConfig], where),
         "loss": checked(LossConfig, parts[LossConfig], where),

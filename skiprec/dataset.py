@@ -142,7 +142,9 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
             table = pa.concat_tables(groups) if groups else file.schema_arrow.empty_table()
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise DatasetError(f"{path}: cannot be read ({reason}), expected the table as prepared; prepare the logs again") from error
+        raise DatasetError(
+            f"{path}: cannot be read ({reason}), expected the table as prepared; prepare the logs again"
+        ) from error
     if not table.schema.equals(schema):
         raise DatasetError(
             f"{path}: has columns {', '.join(f'{c.name} {c.type}' for c in table.schema)}, "

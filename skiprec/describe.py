@@ -123,7 +123,10 @@ def render(figures: Mapping[str, Any]) -> str:
     for name, label in (("sessions", "sessions"), ("items", "items"), ("rows", "interactions")):
         lines.append(f"{label:28}{figures[name]:>12,}{PAPER[name]:>12}")
     lines.append(f"{'interactions skipped':28}{percent(figures['skipped']):>12}{PAPER['skipped']:>12}")
-    lines += ["", f"read: {figures['rows_read']:,} rows, {figures['sessions_read']:,} sessions, {figures['sources']} files"]
+    lines += [
+        "",
+        f"read: {figures['rows_read']:,} rows, {figures['sessions_read']:,} sessions, {figures['sources']} files",
+    ]
     lines += [f"dropped, {reason}: {n:,} sessions" for reason, n in figures["dropped"].items()]
     lines += [f"cut to their last {figures['settings']['max_length']} items: {figures['truncated']:,} sessions"]
     lines += ["", "length   sessions"]
@@ -133,7 +136,10 @@ def render(figures: Mapping[str, Any]) -> str:
     lines += [
         "",
         "skips, share of interactions",
-        *(f"  {name:26}{percent(figures[name]):>12}" for name in ("skip_1", "skip_2", "skip_3", "not_skipped", "no_flag")),
+        *(
+            f"  {name:26}{percent(figures[name]):>12}"
+            for name in ("skip_1", "skip_2", "skip_3", "not_skipped", "no_flag")
+        ),
         f"  {'flags not nested (rows)':26}{figures['not_nested']:>12,}",
     ]
     for name, label in (

@@ -4,7 +4,7 @@ Whoever gives scores can be evaluated: the model and the baselines go through th
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ HIT_RATE_AT = (1, 5, 10, 20)
 SESSIONS_AT_A_TIME = 256
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Says how likely items are to follow a session; higher is likelier."""
 

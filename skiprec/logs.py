@@ -1,4 +1,4 @@
-"""Raw MSSD session logs (CSV, plain or gzip) -> one checked event table. Which sessions are kept is not decided here."""
+"""Raw MSSD session logs (CSV, plain or gzip) -> one checked event table. Not: which sessions are kept."""
 
 import datetime
 import glob
@@ -155,7 +155,7 @@ def read_log(
 
 
 def text_blocks(path: Path, advance: Callable[[int], object]) -> Iterator[bytes]:
-    """Whole lines, each ended by a line feed, some BLOCK_BYTES at a time. Empty lines at the file's end are left out."""
+    """Whole lines, each ended by a line feed, some BLOCK_BYTES at a time. Empty lines at the file's end are dropped."""
     rest, row = b"", 1
     for piece, problem in pieces(path, advance):
         rest += piece
@@ -173,7 +173,7 @@ def text_blocks(path: Path, advance: Callable[[int], object]) -> Iterator[bytes]
 
 
 def pieces(path: Path, advance: Callable[[int], object]) -> Iterator[tuple[bytes, str | None]]:
-    """The file's unpacked bytes without a byte order mark, and what is wrong with packed data after them, if anything."""
+    """The file's unpacked bytes without a byte order mark, and what is wrong with packed data after them, if any."""
     try:
         with open(path, "rb") as raw:
             is_gzip = raw.read(2) == b"\x1f\x8b"
@@ -219,7 +219,9 @@ def checked_header(path: Path, line: bytes) -> list[str]:
     missing = [name for name in READ_COLUMNS if name not in names]
     if missing:
         found = shorten(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        raise DatasetError(f"{path}, row 1: no column {', '.join(missing)}; found {found}, expected MSSD's column names")
+        raise DatasetError(
+            f"{path}, row 1: no column {', '.join(missing)}; found {found}, expected MSSD's column names"
+        )
     for name in READ_COLUMNS:
         if names.count(name) > 1:
             raise DatasetError(f"{path}, row 1: column {name} is there {names.count(name)} times, expected once")
@@ -383,7 +385,11 @@ def sort_events(
     columns = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in Rows.__dataclass_fields__}
     blocks.clear()  # or every row would be held twice
     session_ids, item_ids, context_types = sorted(sessions), sorted(items), sorted(contexts)
-    for name, texts, codes in (("session", session_ids, sessions), ("item", item_ids, items), ("context", context_types, contexts)):
+    for name, texts, codes in (
+        ("session", session_ids, sessions),
+        ("item", item_ids, items),
+        ("context", context_types, contexts),
+    ):
         columns[name] = ranks(texts, codes)[columns[name]].astype(columns[name].dtype)
     key = (columns["session"].astype(np.int64) << 32) + columns["position"]
     order = np.argsort(key, kind="stable")

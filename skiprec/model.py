@@ -68,6 +68,7 @@ class SequenceEncoder(nn.Module):
         rows = 1 + n_items + (not self.is_causal)
         self.items = nn.Embedding(rows, config.dim, padding_idx=PADDING)
         self.positions = nn.Embedding(self.n_positions, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
         # A list, not nn.TransformerEncoder: that copies one layer, so all would start from the same weights.
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
@@ -101,7 +102,7 @@ class SequenceEncoder(nn.Module):
         is_padding = places >= lengths[:, None]  # (B, T)
         first = (self.n_positions - lengths if self.positions_from_end else torch.zeros_like(lengths))[:, None]
         # Clamped for padding alone, whose numbers nobody reads.
-        hidden = self.items(items) + self.positions((first + places).clamp(max=self.n_positions - 1))
+        hidden = self.dropout(self.items(items) + self.positions((first + places).clamp(max=self.n_positions - 1)))
         causal = torch.ones(T, T, dtype=torch.bool, device=items.device).triu(1) if self.is_causal else None
         # True is "not attended to" in both masks. Padding comes last, so every row keeps a real key to look at.
         for block in self.blocks:

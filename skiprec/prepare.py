@@ -49,7 +49,7 @@ class PrepareConfig:
             )
         if self.max_length < self.min_length:
             raise ConfigError(
-                f"max_length ({self.max_length}) is smaller than min_length ({self.min_length}), so no session could be kept"
+                f"max_length ({self.max_length}) is smaller than min_length ({self.min_length}): no session fits"
             )
         if self.skip_threshold not in (1, 2, 3):
             raise ConfigError(f"skip_threshold is {self.skip_threshold}, expected 1, 2 or 3")
@@ -202,7 +202,8 @@ def build(events: Events, config: PrepareConfig) -> tuple[pa.Table, pa.Table, Ma
             pa.ListArray.from_arrays(
                 offsets,
                 pa.DictionaryArray.from_arrays(
-                    pa.array(contexts, pa.int32()), pa.array([events.context_types[i] for i in context_types], pa.string())
+                    pa.array(contexts, pa.int32()),
+                    pa.array([events.context_types[i] for i in context_types], pa.string()),
                 ),
             ),
         ],
@@ -227,7 +228,9 @@ def build(events: Events, config: PrepareConfig) -> tuple[pa.Table, pa.Table, Ma
         "skipped": int(is_skipped[chosen].sum()),
         "no_flag": int(rows.no_flag[chosen].sum()),
         "not_nested": int(rows.not_nested[chosen].sum()),
-        "sessions_over_several_dates": int((sums(changes(rows.date, firsts, kept_lengths), firsts, kept_lengths) > 0).sum()),
+        "sessions_over_several_dates": int(
+            (sums(changes(rows.date, firsts, kept_lengths), firsts, kept_lengths) > 0).sum()
+        ),
     }
     settings = dataclasses.asdict(config)
     manifest = Manifest(

@@ -97,7 +97,9 @@ class Run:
             self.history.append(result)
             tensors, values = self.trainer.state()
             if result.is_best:
-                save_checkpoint(self.folder / BEST, self.trainer.model.state_dict(), self.about | {"epoch": result.epoch})
+                save_checkpoint(
+                    self.folder / BEST, self.trainer.model.state_dict(), self.about | {"epoch": result.epoch}
+                )
             # History before the resume point: one that is too long is cut when the run goes on, a gap could not be mended.
             write_file(self.folder / HISTORY, "".join(json.dumps(dataclasses.asdict(r)) + "\n" for r in self.history))
             save_checkpoint(self.folder / RESUME, tensors, self.about | values)
@@ -153,12 +155,16 @@ def environment(device: torch.device) -> dict[str, str]:
     """Versions and machine, as a run's record names them."""
     packages = ("torch", "numpy", "pandas", "pyarrow", "safetensors")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"skiprec": __version__} | {p: version(p) for p in packages} | {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": str(device),
-        "device_name": name,
-    }
+    return (
+        {"skiprec": __version__}
+        | {p: version(p) for p in packages}
+        | {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": str(device),
+            "device_name": name,
+        }
+    )
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -170,7 +176,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / RECORD).read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: no readable {RECORD}, expected the folder of a finished `skiprec train`") from error
+        raise ConfigError(
+            f"{folder}: no readable {RECORD}, expected the folder of a finished `skiprec train`"
+        ) from error
 
 
 def load_model(folder: Path, dataset: Dataset) -> tuple[SequenceEncoder, dict[str, Any]]:

@@ -34,8 +34,8 @@ ZIPF_EXPONENT = 0.95
 CLUSTER_SIZE = 20
 N_SUCCESSORS = 4
 P_REPLAY = 0.12
-P_SUCCESSOR = 0.6
-"""Of plays that are no replay: in taste. The rest are strays."""
+P_SUCCESSOR = 0.65
+"""Of plays that are no replay: in taste. In effect near .6, as a chain may have no successor left to play."""
 
 P_SKIP_FIRST = 0.52
 P_SKIP_AFTER_SKIP, P_SKIP_AFTER_HEARD = 0.75, 0.28

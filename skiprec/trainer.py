@@ -161,9 +161,7 @@ class Trainer:
 
     def step(self, batch: Batch, number: int) -> Float[Tensor, " 3"]:
         """One optimiser update. Returns loss, nll and nce in nats, still on the device."""
-        parts: LossParts = training_loss(
-            self.model, batch, self.config.loss, (self.config.seed, self.epoch, number)
-        )
+        parts: LossParts = training_loss(self.model, batch, self.config.loss, (self.config.seed, self.epoch, number))
         self.optimizer.zero_grad(set_to_none=True)
         parts.loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)

@@ -73,9 +73,7 @@ class LossParts:
     nce: Float[Tensor, ""]
 
 
-def training_loss(
-    model: SequenceEncoder, batch: Batch, config: LossConfig, draw: tuple[int | str, ...]
-) -> LossParts:
+def training_loss(model: SequenceEncoder, batch: Batch, config: LossConfig, draw: tuple[int | str, ...]) -> LossParts:
     """Run the model on a batch and weigh the two losses.
 
     Args:

@@ -18,6 +18,7 @@ from skiprec.config import from_flat
 from skiprec.errors import StudyError
 from skiprec.evaluation import HIT_RATE_AT
 from skiprec.files import canonical_json
+from study.cells import attempts, is_failure
 from study.space import experiment
 
 ARCHITECTURES = ("unidirectional", "bidirectional")
@@ -81,7 +82,7 @@ class Row:
     architecture: str
     label: str
     kind: str
-    """"S-", "S+" or "control"."""
+    """S-, S+ or control."""
     cells: tuple[DoneCell, ...]
     paper: tuple[float, ...] | None
     """The paper's test HR@1, 5, 10, 20, where it has this row."""
@@ -112,7 +113,7 @@ class Comparison:
 
     @property
     def outcome(self) -> str:
-        """"higher", "lower", or "no difference shown" where the difference is within the margin."""
+        """`higher`, `lower`, or `no difference shown` where the difference is within the margin."""
         if abs(self.difference) <= self.margin:
             return "no difference shown"
         return "higher" if self.difference > 0 else "lower"
@@ -265,12 +266,13 @@ def analyse(study: optuna.Study) -> Analysis:
     if not cells:
         raise StudyError(
             f"study '{study.study_name}': none of its {counts.planned} cells is complete "
-            f"({counts.running} running, {counts.waiting} waiting, {counts.failed} failed), so there is nothing to report; "
-            "continue it with `study run`, or see `study status` for the errors"
+            f"({counts.running} running, {counts.waiting} waiting, {counts.failed} failed), so there is nothing to "
+            "report; continue it with `study run`, or see `study status` for the errors"
         )
     rows = table1(cells)
     baselines = attrs.get("baselines", {})
     best = best_of(cells)
+    same = repeats(cells)
     return Analysis(
         name=study.study_name,
         metric=metric,
@@ -284,9 +286,9 @@ def analyse(study: optuna.Study) -> Analysis:
         arms=costs(cells, attrs),
         baselines=baselines,
         importance=importance(cells, trials),
-        repeats=repeats(cells),
+        repeats=same,
         failures=failures(trials, attrs),
-        verdict=judge(rows, {name: m[metric] for name, m in baselines.items()}, best, counts),
+        verdict=judge(rows, {name: m[metric] for name, m in baselines.items()}, best, counts, same),
     )
 
 
@@ -381,7 +383,7 @@ def trials_table(trials: Iterable[FrozenTrial]) -> pd.DataFrame:
 
 def count(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> Counts:
     """Where the planned cells stand."""
-    by_cell = attempts(trials, attrs)
+    by_cell = by_planned_cell(trials, attrs)
     status = [cell_status(tried, attrs) for tried in by_cell.values()]
     every = [t for tried in by_cell.values() for t in tried]
     return Counts(
@@ -399,13 +401,9 @@ def count(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> Counts:
     )
 
 
-def attempts(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> dict[str, list[FrozenTrial]]:
+def by_planned_cell(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> dict[str, list[FrozenTrial]]:
     """The trials of every cell; none for a planned cell that no trial has taken up."""
-    by_cell: dict[str, list[FrozenTrial]] = {cell: [] for cell in attrs.get("cells", {})}
-    for trial in trials:
-        if "cell" in trial.user_attrs:
-            by_cell.setdefault(trial.user_attrs["cell"], []).append(trial)
-    return by_cell
+    return {cell: [] for cell in attrs["cells"]} | attempts(list(trials))
 
 
 def cell_status(tried: list[FrozenTrial], attrs: Mapping[str, Any]) -> str:
@@ -418,15 +416,10 @@ def cell_status(tried: list[FrozenTrial], attrs: Mapping[str, Any]) -> str:
     return "set aside" if last or any(t.user_attrs.get("hopeless") for t in tried) else "waiting"
 
 
-def is_failure(trial: FrozenTrial) -> bool:
-    """Whether an attempt failed by itself, and was not merely stopped."""
-    return trial.state == TrialState.FAIL and not trial.user_attrs.get("interrupted", False)
-
-
 def failures(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> tuple[Failure, ...]:
     """Cells without a result of which an attempt failed: those set aside, and those that will be tried again."""
     found = []
-    for cell, tried in attempts(trials, attrs).items():
+    for cell, tried in by_planned_cell(trials, attrs).items():
         failed = [t for t in tried if is_failure(t)]
         status = cell_status(tried, attrs)
         if failed and status != "complete":
@@ -447,7 +440,7 @@ def failures(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> tuple[F
 def costs(cells: Iterable[DoneCell], attrs: Mapping[str, Any]) -> tuple[ArmCost, ...]:
     """By arm, in the recipe's order."""
     cells = list(cells)
-    planned = [cell["arm"] for cell in attrs.get("cells", {}).values()] or [c.arm for c in cells]
+    planned = [cell["arm"] for cell in attrs["cells"].values()]
     names = dict.fromkeys([*attrs["recipe"]["arms"], *(c.arm for c in cells)])
     return tuple(
         ArmCost(arm=name, planned=planned.count(name), cells=tuple(c for c in cells if c.arm == name)) for name in names
@@ -484,7 +477,7 @@ def use_of_skips(config: Mapping[str, Any]) -> tuple[str, str]:
         return "S-", "S-"
     if config["negative_scope"] == "session":
         return "S+", f"S+ {config['context']}"
-    return "control", f"control {config['context']}, {config['negative_scope']}"
+    return "control", f"control {config['negative_scope']}, {config['context']}"
 
 
 def margin(rates: Iterable[float], n: float) -> float:
@@ -548,7 +541,9 @@ def repeats(cells: Iterable[DoneCell]) -> Repeats | None:
 # The verdict
 
 
-def judge(rows: Iterable[Row], baselines: Mapping[str, float], best: DoneCell, counts: Counts) -> Verdict:
+def judge(
+    rows: Iterable[Row], baselines: Mapping[str, float], best: DoneCell, counts: Counts, repeats: Repeats | None
+) -> Verdict:
     """What the rows say about skips, no more than they can.
 
     "Skips help" means that a session's own skips beat both no skips and the controls (semantics: after section 5).
@@ -557,18 +552,31 @@ def judge(rows: Iterable[Row], baselines: Mapping[str, float], best: DoneCell, c
     controls = compare(rows, "control")
     floor = max(baselines.values(), default=-math.inf)
     name = next((n for n, v in baselines.items() if v == floor), "")
-    has_learnt = best.value > floor
-    answer, because = answer_from(comparisons, controls)
-    if comparisons and not has_learnt:
+    learnt = [c for c in comparisons if max(c.ours.best.value, c.other.best.value) > floor]
+    answer, because = answer_from(learnt, controls)
+    if comparisons and not learnt:
         answer = f"Not shown: no model here is above {name}"
         because = (
-            f"The best model has {rate(best.value)} where {name} has {rate(floor)}. A model below that has learnt nothing "
-            "worth having, so comparing such models says nothing about skips."
+            f"The best model has {rate(best.value)}, {name} {rate(floor)}. Models that have learnt nothing worth "
+            "having say nothing about skips."
         )
-    remarks = [] if counts.is_finished else [unfinished(counts)]
-    remarks += against_baseline(best, name, floor) if baselines else []
-    remarks += [text for c in comparisons for text in about_fairness(c)]
+    remarks = [unfinished(counts)] if not counts.is_finished else []
+    remarks += [against_baseline(best, name, floor)] if baselines else []
+    remarks += [
+        f"{c.architecture.capitalize()}: no model is above {name}, so its S+ and S- are not counted in the answer."
+        for c in comparisons
+        if learnt and c not in learnt
+    ]
+    remarks += [how_tuned(c) for c in comparisons]
+    if comparisons:
+        remarks.append(
+            f"The margins are rough: for {best.metrics['val/count']:,.0f} validation sessions, as if each model had "
+            "been asked about others, one seed each, and before the bias of picking the best by these same sessions."
+        )
+    remarks += [text for c in comparisons for text in by_other_measures(c)]
     remarks += [about_control(c) for c in controls]
+    if repeats is not None:
+        remarks.append(about_seeds(repeats))
     return Verdict(
         answer=answer, because=because, remarks=tuple(remarks), comparisons=tuple(comparisons), controls=tuple(controls)
     )
@@ -579,9 +587,7 @@ def compare(rows: Iterable[Row], kind: str) -> list[Comparison]:
     rows = [row for row in rows if row.cells]
     found = []
     for architecture in ARCHITECTURES:
-        ours, other = (
-            pooled(r for r in rows if r.architecture == architecture and r.kind == k) for k in ("S+", kind)
-        )
+        ours, other = (pooled(r for r in rows if r.architecture == architecture and r.kind == k) for k in ("S+", kind))
         if ours and other:
             found.append(Comparison(architecture=architecture, ours=ours, other=other))
     return found
@@ -598,92 +604,106 @@ def pooled(rows: Iterable[Row]) -> Row | None:
 
 
 def answer_from(comparisons: list[Comparison], controls: list[Comparison]) -> tuple[str, str]:
-    """The short answer, and the sentence behind it."""
+    """The short answer, and the sentences behind it."""
     if not comparisons:
         return (
             "This study cannot say",
-            "It needs a complete cell with skips (S+) and one without (S-, alpha = 0) for the same architecture.",
+            "It needs a complete cell with a session's skips (S+) and one without (S-, alpha 0) of one architecture.",
         )
     because = " ".join(map(in_words, comparisons))
-    outcomes = {c.outcome for c in comparisons}
-    if outcomes == {"no difference shown"}:
+    higher, lower = ([c for c in comparisons if c.outcome == outcome] for outcome in ("higher", "lower"))
+    unbeaten = [c for c in controls if c.outcome != "higher" and c.architecture in {h.architecture for h in higher}]
+    if not higher and not lower:
         return "Not shown", because
-    if "higher" not in outcomes:
-        return "No: S+ is lower here", because
-    if outcomes != {"higher"}:
-        return "It differs by architecture", because
-    if not controls:
-        return "Perhaps: S+ is higher here, but no control was tried", because
-    if any(c.outcome != "higher" for c in controls):
-        return "Not shown: S+ is above S-, but not above its controls", because
-    return "Perhaps: S+ is above S- and above the controls, once", because
+    if not higher:
+        if len(lower) == len(comparisons):
+            return "Not shown: S+ is below S-", because
+        return f"Not shown; {lower[0].architecture}, S+ is below S-", because
+    where = "" if len(higher) == len(comparisons) else f" for one architecture of two ({higher[0].architecture})"
+    if unbeaten:
+        return f"Not shown: S+ is above S-{where}, but not above its control", because
+    if {c.architecture for c in higher} - {c.architecture for c in controls}:
+        return f"Perhaps: S+ is above S-{where}, but no control was tried beside it", because
+    return f"Perhaps: S+ is above S- and its control{where}, in single runs", because
 
 
 def in_words(c: Comparison) -> str:
     """A comparison as one sentence."""
     ending = {
         "no difference shown": "no difference shown",
-        "higher": "more than sampling of the sessions explains",
-        "lower": "less, by more than sampling of the sessions explains",
+        "higher": "more than the sampling of sessions explains",
+        "lower": "lower, by more than the sampling of sessions explains",
     }[c.outcome]
     return (
-        f"{c.architecture.capitalize()}: the best S+ cell has {rate(c.ours.best.value)}, the best S- cell "
-        f"{rate(c.other.best.value)}; {points(c.difference)} points, with a 95% margin of {100 * c.margin:.1f}: {ending}."
+        f"{c.architecture.capitalize()}: the best S+ cell has {rate(c.ours.best.value)}, "
+        f"the best S- cell {rate(c.other.best.value)}, {points(c.difference)} points with a 95% "
+        f"margin of {100 * c.margin:.1f}: {ending}."
     )
 
 
-def about_fairness(c: Comparison) -> list[str]:
-    """What stands between a comparison and belief."""
-    more, fewer = ("S+", "S-") if len(c.ours.cells) > len(c.other.cells) else ("S-", "S+")
-    text = (
-        f"{c.architecture.capitalize()}: S+ is the best of {cell_count(c.ours)}, S- the best of {cell_count(c.other)}."
-    )
-    if len(c.ours.cells) != len(c.other.cells):
-        text += f" The best of more draws is higher by luck alone, which favours {more} over {fewer} here."
-    text += (
-        f" The margin is rough: for {c.ours.best.metrics['val/count']:,.0f} validation sessions, as if unpaired, of one "
-        "seed each, and before the bias of having picked the best."
-    )
-    elsewhere = []
-    for name, label in (("val/full_hr_at_10", "whole catalogue"), ("val/full_new_hr_at_10", "new tracks only")):
+def how_tuned(c: Comparison) -> str:
+    """How many draws each side had."""
+    text = f"{c.architecture.capitalize()}: S+ is the best of {cell_count(c.ours)}, S- of {cell_count(c.other)}."
+    if len(c.ours.cells) == len(c.other.cells):
+        return text
+    favoured = "S+" if len(c.ours.cells) > len(c.other.cells) else "S-"
+    return f"{text} The best of more cells is higher by luck alone, which favours {favoured} here."
+
+
+def by_other_measures(c: Comparison) -> list[str]:
+    """The same two cells by the metrics that sampled candidates may order otherwise (semantics: section 6)."""
+    found = []
+    for name, label in (("val/full_hr_at_10", "the whole catalogue"), ("val/full_new_hr_at_10", "new tracks alone")):
         ours, other = c.ours.best.metrics.get(name), c.other.best.metrics.get(name)
         if ours is not None and other is not None:
-            elsewhere.append(f"{points(ours - other)} points against the {label}")
-    if elsewhere:
-        text += f" The same two cells by the other measures (HR@10): {' and '.join(elsewhere)}."
-    return [text]
+            found.append(f"{points(ours - other)} against {label}")
+    text = f"{c.architecture.capitalize()}: the same two cells by the full measures, in points of HR@10: "
+    return [text + " and ".join(found) + "."] if found else []
 
 
 def about_control(c: Comparison) -> str:
     """Whether it is the session's own skips that matter."""
+    _, control = c.other.label.split(maxsplit=1)
     return (
-        f"{c.architecture.capitalize()}: the best control ({c.other.label}) has {rate(c.other.best.value)}; S+ is "
-        f"{points(c.difference)} points from it (margin {100 * c.margin:.1f}): "
+        f"{c.architecture.capitalize()}: the best control ({control}) has {rate(c.other.best.value)}; S+ is "
+        f"{points(c.difference)} points from it, margin {100 * c.margin:.1f}: "
         + (
-            "its gain may come from the session's own skips."
+            "what S+ gains may come from the session's own skips."
             if c.outcome == "higher"
-            else "nothing shows that a session's own skips matter more than others'."
+            else "not shown that a session's own skips matter more than these."
         )
     )
 
 
-def against_baseline(best: DoneCell, name: str, floor: float) -> list[str]:
+def about_seeds(repeats: Repeats) -> str:
+    """What chance alone does, in words."""
+    n = len(repeats.groups)
+    return (
+        f"Seeds: in {n} group{'s' * (n != 1)} of cells that are the same experiment but for their seed (alpha and beta "
+        f"counted by their ratio) values have a standard deviation of {100 * repeats.standard_deviation:.1f} points "
+        f"and a range of up to {100 * repeats.largest_range:.1f}. A difference like that between two runs is noise."
+    )
+
+
+def against_baseline(best: DoneCell, name: str, floor: float) -> str:
     """How the best model stands to the strongest baseline."""
     difference = best.value - floor
     width = margin([best.value, floor], best.metrics["val/count"])
-    text = f"The best model is {points(difference)} points from the strongest baseline, {name} ({rate(floor)})"
+    where = f"{100 * abs(difference):.1f} points {'above' if difference > 0 else 'below'}"
+    text = f"The best model is {where} the strongest baseline, {name} ({rate(floor)})"
     if difference <= 0:
-        return [f"{text}: it has learnt nothing worth having."]
+        return f"{text}: it has learnt nothing worth having."
     if difference <= width:
-        return [f"{text}, within the margin of {100 * width:.1f}: not shown to have learnt more."]
-    return [f"{text}."]
+        return f"{text}, within the margin of {100 * width:.1f}: not shown to have learnt more."
+    return f"{text}."
 
 
 def unfinished(counts: Counts) -> str:
     """What is still missing."""
     return (
-        f"The study is not finished: {counts.complete} of {counts.planned} cells are complete, {counts.running} running, "
-        f"{counts.waiting} waiting, {counts.failed} set aside after failing. Everything here may still change."
+        f"The study is not finished: {counts.complete} of {counts.planned} cells are complete, "
+        f"{counts.running} running, {counts.waiting} waiting, {counts.failed} set aside after "
+        "failing. Everything here may still change."
     )
 
 

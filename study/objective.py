@@ -51,7 +51,12 @@ def attempt(place: Workplace, trial: optuna.Trial) -> None:
     params = suggest(place.recipe, attrs["arm"], trial)
     config = own_seed(place, trial, params)
     identity = cell_id(config, place.dataset.digest)
-    for name, value in (("config", flatten(config)), ("proposed", params), ("seed", config.seed), ("cell_id", identity)):
+    for name, value in (
+        ("config", flatten(config)),
+        ("proposed", params),
+        ("seed", config.seed),
+        ("cell_id", identity),
+    ):
         trial.set_user_attr(name, value)
     tracker = MLflowTracker(
         place.client,
@@ -125,9 +130,7 @@ def own_seed(place: Workplace, trial: optuna.Trial, params: dict[str, Any]) -> T
     same = {
         t.user_attrs["seed"]
         for t in place.study.get_trials(deepcopy=False)
-        if t.user_attrs.get("cell") != attrs["cell"]
-        and "config" in t.user_attrs
-        and same_experiment(place, t, config)
+        if t.user_attrs.get("cell") != attrs["cell"] and "config" in t.user_attrs and same_experiment(place, t, config)
     }
     while seed in same:
         seed += SEED_STEP
@@ -137,9 +140,7 @@ def own_seed(place: Workplace, trial: optuna.Trial, params: dict[str, Any]) -> T
 def same_experiment(place: Workplace, trial: FrozenTrial, config: TrainConfig) -> bool:
     """Whether a trial measures what the configuration would, seeds apart."""
     attrs = trial.user_attrs
-    theirs = configuration(
-        place.recipe, attrs["arm"], attrs["proposed"], seed=attrs["seed"], threads=config.threads
-    )
+    theirs = configuration(place.recipe, attrs["arm"], attrs["proposed"], seed=attrs["seed"], threads=config.threads)
     return experiment(theirs) == experiment(config)
 
 

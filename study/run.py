@@ -61,7 +61,7 @@ class StudyHandle:
         """One row a trial."""
         from study.analysis import trials_table  # pandas' tables are not needed to run
 
-        return trials_table(self.study)
+        return trials_table(self.study.get_trials(deepcopy=False))
 
     def report(self, out: str | Path) -> list[Path]:
         """Write the report into a new folder."""
@@ -141,25 +141,23 @@ def locked(where: Places, name: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise StudyError(f"study {name} is being run by another `study run` already; wait for it, or stop it") from error
+        raise StudyError(
+            f"study {name} is being run by another `study run` already; wait for it, or stop it"
+        ) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def create(
-    where: Places, name: str, recipe: Recipe, dataset: Dataset, workers: int, device: str
-) -> optuna.Study:
+def create(where: Places, name: str, recipe: Recipe, dataset: Dataset, workers: int, device: str) -> optuna.Study:
     """The study of that name, made whole if there is none, or left by a stop before it was whole.
 
     Raises:
         StudyError: If there is one with another recipe or other data, with what differs.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=name, storage=open_storage(where), direction="maximize", load_if_exists=True
-    )
+    study = optuna.create_study(study_name=name, storage=open_storage(where), direction="maximize", load_if_exists=True)
     attrs = study.user_attrs
     told = json.loads(json.dumps(dataclasses.asdict(recipe)))
     if "cells" in attrs:  # which is written last
@@ -197,7 +195,13 @@ def create(
 
 
 def planned_cells(study: optuna.Study) -> list[Cell]:
-    """The cells of a study, as they were planned when it was made."""
+    """The cells of a study, as they were planned when it was made.
+
+    Raises:
+        StudyError: If its making was stopped half-way.
+    """
+    if "cells" not in study.user_attrs:
+        raise StudyError(f"study {study.study_name} was not made whole; the `study run` that made it finishes that")
     return [Cell(identity, **cell) for identity, cell in study.user_attrs["cells"].items()]
 
 
@@ -279,9 +283,7 @@ def supervise(
 
 def watch(study: optuna.Study, cells: list[Cell], started: list[subprocess.Popen], show_progress: bool) -> None:
     """Show a bar over the cells until every worker has ended."""
-    with tqdm(
-        total=len(cells), unit=" cells", desc=study.study_name, disable=None if show_progress else True
-    ) as bar:
+    with tqdm(total=len(cells), unit=" cells", desc=study.study_name, disable=None if show_progress else True) as bar:
         while True:
             is_over = all(process.poll() is not None for process in started)
             stage = progress(study, cells)

@@ -42,7 +42,9 @@ class Recipe:
         if not self.name or not self.arms:
             raise ValueError("a recipe needs a name and at least one arm")
         if self.metric != SELECTED_BY:
-            raise ValueError(f"metric is {self.metric!r}, expected '{SELECTED_BY}', by which each run's epoch is chosen")
+            raise ValueError(
+                f"metric is {self.metric!r}, expected '{SELECTED_BY}', by which each run's epoch is chosen"
+            )
         if not self.seeds or not all(type(s) is int and s >= 0 for s in self.seeds):
             raise ValueError(f"seeds is {self.seeds}, expected a list of whole numbers")
         if self.max_attempts < 1:
@@ -132,7 +134,10 @@ def check_shared_name(recipe: Recipe, arm: str, name: str, value: Any) -> None:
 
 def corners(settings: dict[str, Any]) -> list[dict[str, Value]]:
     """Points that touch every choice and both ends of every range at least once."""
-    ends = {k: (v["low"], v["high"]) if isinstance(v, dict) else v if isinstance(v, list) else [v] for k, v in settings.items()}
+    ends = {
+        k: (v["low"], v["high"]) if isinstance(v, dict) else v if isinstance(v, list) else [v]
+        for k, v in settings.items()
+    }
     most = max(map(len, ends.values()), default=1)
     return [{k: v[min(i, len(v) - 1)] for k, v in ends.items()} for i in range(most)]
 

@@ -92,7 +92,9 @@ def open_study(where: Places, name: str | None) -> optuna.Study:
         StudyError: If there is none of that name, or several to choose from.
     """
     if where.storage.startswith("sqlite:///") and not Path(where.storage.removeprefix("sqlite:///")).exists():
-        raise StudyError(f"{where.storage}: there is no such database, so no study; `study run demo --data DIR` makes one")
+        raise StudyError(
+            f"{where.storage}: there is no such database, so no study; `study run demo --data DIR` makes one"
+        )
     storage = open_storage(where)
     names = sorted(summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False))
     if name is None and len(names) == 1:

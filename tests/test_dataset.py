@@ -78,7 +78,9 @@ def test_held_out_rows_do_not_reach_the_training_prefix(tmp_path, folder, datase
     edited = load_dataset(tmp_path / "edited")
     for name in ("items", "skipped", "lengths"):
         assert torch.equal(getattr(training_prefix(edited), name), getattr(training_prefix(dataset), name))
-        assert torch.equal(getattr(held_out(edited, "val").inputs, name), getattr(held_out(dataset, "val").inputs, name))
+        assert torch.equal(
+            getattr(held_out(edited, "val").inputs, name), getattr(held_out(dataset, "val").inputs, name)
+        )
     assert torch.equal(edited.plays, dataset.plays)
     assert edited.digest != dataset.digest
     assert not torch.equal(held_out(edited, "test").targets, held_out(dataset, "test").targets)
@@ -125,7 +127,9 @@ def rewrite(folder: Path, name: str, change) -> None:
 )
 def test_a_table_that_was_changed_is_refused_by_name(folder, name, change):
     rewrite(folder, name, change)
-    with pytest.raises(DatasetError, match=rf"data/{name}\.parquet: was changed after preparing: digest \w+, expected \w+"):
+    with pytest.raises(
+        DatasetError, match=rf"data/{name}\.parquet: was changed after preparing: digest \w+, expected \w+"
+    ):
         load_dataset(folder)
 
 
@@ -166,7 +170,9 @@ def test_a_table_that_cannot_be_read_is_refused_by_name(folder, name, damage):
 
 def test_another_table_in_its_place_is_refused_with_its_columns(folder):
     shutil.copy(folder / "items.parquet", folder / "sessions.parquet")
-    with pytest.raises(DatasetError, match=r"sessions\.parquet: has columns item_index int32, .* expected session_id string"):
+    with pytest.raises(
+        DatasetError, match=r"sessions\.parquet: has columns item_index int32, .* expected session_id string"
+    ):
         load_dataset(folder)
 
 

@@ -108,7 +108,9 @@ def some_rows(n_sessions: int = 30) -> list[str]:
     return [
         line
         for s in range(n_sessions)
-        for line in log_session(f"s{s * 7 % n_sessions:02}", [f"t{(s * i) % 17}" for i in range(10)], [0, 1, 2, 3, 0] * 2)
+        for line in log_session(
+            f"s{s * 7 % n_sessions:02}", [f"t{(s * i) % 17}" for i in range(10)], [0, 1, 2, 3, 0] * 2
+        )
     ]
 
 
@@ -146,8 +148,6 @@ def test_an_empty_last_field_that_is_not_read_is_a_field(tmp_path):
     assert len(read(write_log(tmp_path / "log.csv", [row])).session_ids) == 1
 
 
-
-
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -168,7 +168,10 @@ def test_an_empty_last_field_that_is_not_read_is_a_field(tmp_path):
         (log_row(date="15/07/2018"), "date is '15/07/2018', expected a day as YYYY-MM-DD"),
         (log_row(date="2018-02-30"), "date is '2018-02-30', expected a day as YYYY-MM-DD"),
         (log_row(date=""), "date is missing, expected a day as YYYY-MM-DD"),
-        (log_row(skip_1="True", skip_2="1", skip_3="1"), "both skip_1 and not_skipped are true, expected at most one of them"),
+        (
+            log_row(skip_1="True", skip_2="1", skip_3="1"),
+            "both skip_1 and not_skipped are true, expected at most one of them",
+        ),
         (log_row(skip_2="True", skip_3="1"), "both skip_2 and not_skipped are true, expected at most one of them"),
         (log_row(skip_3="True"), "both skip_3 and not_skipped are true, expected at most one of them"),
         (log_row() + ",1", "22 fields, expected 21 as in the header"),
@@ -284,7 +287,8 @@ def test_a_position_that_is_there_twice_is_named_in_both_places(tmp_path):
 def test_a_session_of_two_lengths_is_refused(tmp_path):
     path = write_log(tmp_path / "log.csv", [log_row("a", 1, 10), log_row("a", 2, 11)])
     assert refusal(path) == (
-        f"{path}, row 3: session_length is 11, but 10 in {path}, row 2 of the same session, expected one length a session"
+        f"{path}, row 3: session_length is 11, but 10 in {path}, row 2 of the same session, "
+        "expected one length a session"
     )
 
 
@@ -305,7 +309,9 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
 
 
 def test_paths_that_lead_to_no_log_are_refused(tmp_path):
-    with pytest.raises(DatasetError, match=r"/none\*\.csv: found nothing, expected a log file, a folder of them, or a pat"):
+    with pytest.raises(
+        DatasetError, match=r"/none\*\.csv: found nothing, expected a log file, a folder of them, or a pat"
+    ):
         find_logs([tmp_path / "none*.csv"])
     with pytest.raises(DatasetError, match=r"found nothing, expected a \*\.csv or \*\.csv\.gz file in this folder"):
         find_logs([tmp_path])

@@ -9,18 +9,21 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_logs import HEADER, log_row, log_session, write_log
 
 from skiprec.errors import ConfigError, DatasetError, OutputError
-from skiprec.prepare import Manifest, PrepareConfig, prepare_logs
+from skiprec.prepare import Manifest, PrepareConfig, prepare_logs, table_digests
 from skiprec.schema import ITEMS, SESSIONS
 
 SMALL = PrepareConfig(min_length=4, max_length=6)
 
 
-def prepare(tmp_path: Path, rows: list[str], config: PrepareConfig = SMALL, name: str = "out") -> tuple[Manifest, list, list]:
+def prepare(
+    tmp_path: Path, rows: list[str], config: PrepareConfig = SMALL, name: str = "out"
+) -> tuple[Manifest, list, list]:
     """The manifest, sessions and items of these log lines."""
     manifest = prepare_logs([write_log(tmp_path / f"{name}.csv", rows)], tmp_path / name, config=config, progress=False)
     return manifest, *(pq.read_table(tmp_path / name / f"{t}.parquet").to_pylist() for t in ("sessions", "items"))
@@ -110,7 +113,11 @@ def test_a_longer_session_keeps_its_last_items(tmp_path):
 @pytest.mark.parametrize(("threshold", "kept", "skipped"), [(1, "abc", 3), (2, "bc", 2), (3, "c", 1)])
 def test_the_threshold_says_which_levels_are_skips(tmp_path, threshold, kept, skipped):
     config = dataclasses.replace(SMALL, skip_threshold=threshold, only_sessions_with_skips=True)
-    rows = [line for name, level in zip("0abc", range(4), strict=True) for line in log_session(name, list("wxyz"), [0, level, 0, 0])]
+    rows = [
+        line
+        for name, level in zip("0abc", range(4), strict=True)
+        for line in log_session(name, list("wxyz"), [0, level, 0, 0])
+    ]
     manifest, sessions, _ = prepare(tmp_path, rows, config)
     assert [s["session_id"] for s in sessions] == list(kept)
     assert manifest.counts["skipped"] == skipped
@@ -118,7 +125,9 @@ def test_the_threshold_says_which_levels_are_skips(tmp_path, threshold, kept, sk
 
 
 def test_a_skip_that_is_cut_off_does_not_keep_a_session(tmp_path):
-    rows = log_session("cut", list("abcdefg"), [3, 0, 0, 0, 0, 0, 0]) + log_session("kept", list("abcdefg"), [0, 3] + [0] * 5)
+    rows = log_session("cut", list("abcdefg"), [3, 0, 0, 0, 0, 0, 0]) + log_session(
+        "kept", list("abcdefg"), [0, 3] + [0] * 5
+    )
     config = dataclasses.replace(SMALL, only_sessions_with_skips=True)
     assert [s["session_id"] for s in prepare(tmp_path, rows, config)[1]] == ["kept"]
 
@@ -130,7 +139,11 @@ def test_sessions_without_skips_are_kept_unless_told_otherwise(tmp_path):
 def test_odd_flags_and_several_dates_are_counted(tmp_path):
     rows = log_session("s", list("abcd"), [0, 1, 2, 3])
     rows += [log_row("o", 1, 4, "a", skip_2="True", not_skipped="False")]  # skip_2 without skip_3
-    rows += [log_row("o", 2, 4, "b", not_skipped="False"), log_row("o", 3, 4, "b", date="2018-07-16"), log_row("o", 4, 4, "b")]
+    rows += [
+        log_row("o", 2, 4, "b", not_skipped="False"),
+        log_row("o", 3, 4, "b", date="2018-07-16"),
+        log_row("o", 4, 4, "b"),
+    ]
     rows += [log_row("dropped", 1, 4, "b", not_skipped="False")]
     counts = prepare(tmp_path, rows)[0].counts
     assert (counts["not_nested"], counts["no_flag"], counts["sessions_over_several_dates"]) == (1, 1, 1)
@@ -138,7 +151,11 @@ def test_odd_flags_and_several_dates_are_counted(tmp_path):
 
 
 def test_order_of_rows_and_files_changes_nothing_that_is_written(tmp_path):
-    rows = [line for s in range(40) for line in log_session(f"s{s}", [f"t{s * i % 23}" for i in range(6)], [0, 1, 2, 3, 0, 0])]
+    rows = [
+        line
+        for s in range(40)
+        for line in log_session(f"s{s}", [f"t{s * i % 23}" for i in range(6)], [0, 1, 2, 3, 0, 0])
+    ]
     whole = write_log(tmp_path / "x.csv", rows)
     prepare_logs([whole], tmp_path / "a", config=SMALL, progress=False)
     random.Random(1).shuffle(rows)
@@ -160,7 +177,9 @@ def test_another_setting_or_value_makes_another_digest(tmp_path):
     digests.append(prepare(tmp_path, rows, dataclasses.replace(SMALL, skip_threshold=3), "b")[0].digests)
     assert digests[0]["sessions"] == digests[1]["sessions"]
     for i, other in enumerate(({"level": 1}, {"context": "charts"}, {"date": "2018-07-14"}, {"item": "e"})):
-        digests.append(prepare(tmp_path, [log_row("s", 1, 4, **({"item": "a"} | other)), *rows[1:]], name=f"c{i}")[0].digests)
+        digests.append(
+            prepare(tmp_path, [log_row("s", 1, 4, **({"item": "a"} | other)), *rows[1:]], name=f"c{i}")[0].digests
+        )
     assert len({d["dataset"] for d in digests}) == len(digests)
 
 
@@ -168,7 +187,7 @@ def test_another_setting_or_value_makes_another_digest(tmp_path):
     ("change", "message"),
     [
         ({"min_length": 3}, "min_length is 3, expected 4 or more: two items to train on and two held out"),
-        ({"max_length": 9}, "max_length (9) is smaller than min_length (10), so no session could be kept"),
+        ({"max_length": 9}, "max_length (9) is smaller than min_length (10): no session fits"),
         ({"skip_threshold": 0}, "skip_threshold is 0, expected 1, 2 or 3"),
         ({"skip_threshold": 4}, "skip_threshold is 4, expected 1, 2 or 3"),
     ],
@@ -316,7 +335,7 @@ def test_a_manifest_with_a_part_changed_to_nonsense_is_refused(tmp_path, name, c
 
 
 def test_a_folder_without_a_manifest_is_no_dataset(tmp_path):
-    with pytest.raises(DatasetError, match="cannot be read .*, expected a folder made by `skiprec prepare`"):
+    with pytest.raises(DatasetError, match=r"cannot be read .*, expected a folder made by `skiprec prepare`"):
         Manifest.read(tmp_path)
 
 
@@ -360,3 +379,25 @@ def test_counts_of_the_real_logs_are_those_of_pandas_alone(real_logs, tmp_path):
     plays = prefix.track_id_clean.value_counts().reindex(sorted(kept.track_id_clean.unique()), fill_value=0)
     assert items.to_dict() == plays.to_dict()
     assert list(items.index) == list(plays.index)
+
+
+def digests(lists: tuple[list, list], numbering: list[str]) -> dict[str, str]:
+    """Digests of two sessions of these items, all in one context, with contexts numbered so."""
+    arrays = [
+        pa.array(["a", "b"]),
+        pa.array([0, 0], pa.int32()).cast(pa.date32()),
+        pa.array(lists, pa.list_(pa.int32())),
+        pa.array([[0] * len(items) for items in lists], pa.list_(pa.int8())),
+        pa.ListArray.from_arrays(
+            pa.array([0, len(lists[0]), 5], pa.int32()),
+            pa.DictionaryArray.from_arrays(pa.array([numbering.index("radio")] * 5, pa.int32()), pa.array(numbering)),
+        ),
+    ]
+    items = pa.table([pa.array([1], pa.int32()), pa.array(["x"]), pa.array([5], pa.int64())], schema=ITEMS)
+    return table_digests(pa.table(arrays, schema=SESSIONS), items, {})
+
+
+def test_a_digest_sees_borders_between_sessions_and_not_how_contexts_are_numbered():
+    one = digests(([1, 1], [1, 1, 1]), ["charts", "radio"])
+    assert digests(([1, 1], [1, 1, 1]), ["radio", "charts"]) == one
+    assert digests(([1, 1, 1], [1, 1]), ["charts", "radio"])["sessions"] != one["sessions"]

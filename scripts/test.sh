@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Makes the environment where there is none, and runs the checks and the tests.
+# Usage: bash scripts/test.sh [arguments of pytest, such as -m "not slow"]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/environment.sh test
+ruff check .
+ruff format --check .
+python -m pytest "$@"

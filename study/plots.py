@@ -1,0 +1,364 @@
+"""Tables of `analysis.py` -> figures. Draws, never computes what a figure says.
+
+Figures are made without pyplot, so that nothing global changes and no display is needed.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from study.analysis import ArmCost, DoneCell, Row, best_of, rate
+
+# Okabe & Ito's colours, which stay apart for colour-blind readers; their yellow is too light for lines on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+BASELINE_DASHES = {"session-popular": (0, (5, 2)), "most popular": (0, (1, 1.5))}
+GREY = "#666666"
+COLOURS_OF_VALUES = "viridis_r"  # dark where the value is high
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#222222",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "text.usetex": False,
+}
+WIDTH = 9.0
+"""Inches: the report's width at about 110 dots an inch."""
+DOTS = {"linestyle": "none", "markeredgewidth": 0}
+LONGEST_LABEL = 44
+JITTER = 0.13
+"""Half the width over which a categorical value's dots are spread."""
+
+Draw = Callable[..., Figure]
+
+
+def styled(draw: Draw) -> Draw:
+    """Draw in this file's style, and leave matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: Any, **kwargs: Any) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def plain(text: str) -> str:
+    """A name from a user as matplotlib should print it: no formulas, one line, not too long."""
+    text = " ".join(str(text).split())
+    if len(text) > LONGEST_LABEL:
+        text = text[: LONGEST_LABEL - 1] + "…"
+    return text.replace("$", r"\$")
+
+
+def metric_label(metric: str) -> str:
+    """`val/hr_at_10` -> `validation HR@10`."""
+    return metric.replace("val/", "validation ").replace("hr_at_", "HR@")
+
+
+def looks(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A colour and a marker for each arm, the same in every figure."""
+    return {
+        arm: {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]}
+        for i, arm in enumerate(arms)
+    }
+
+
+def is_text(values: Iterable[Any]) -> bool:
+    """Whether a setting's values are names rather than numbers."""
+    return any(isinstance(v, str | bool) for v in values)
+
+
+def is_log(name: str, values: Sequence[float]) -> bool:
+    """Whether a setting is better read on a logarithmic axis: rates and ratios that are never 0."""
+    return name in ("learning_rate", "alpha/beta") and min(values) > 0
+
+
+def number(value: float) -> str:
+    """A tick's text."""
+    return f"{value:.3g}"
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Move labels apart to at least `gap`, in their order, as a whole staying where they were."""
+    order = np.argsort(places, kind="stable")
+    moved = np.array(places, dtype=float)[order]
+    for i in range(1, len(moved)):
+        moved[i] = max(moved[i], moved[i - 1] + gap)
+    moved += np.mean(places) - moved.mean() if len(moved) else 0
+    result = np.empty_like(moved)
+    result[order] = moved
+    return result.tolist()
+
+
+def numeric_axis(axes: Axes, name: str, values: Sequence[float]) -> None:
+    """Set up the x axis of a setting: ticks at the values that were tried where these are few."""
+    seen = sorted(set(values))
+    if is_log(name, seen):
+        axes.set_xscale("log")
+        pad = (seen[-1] / seen[0]) ** 0.07
+        axes.set_xlim(seen[0] / pad, seen[-1] * pad)
+        axes.xaxis.set_minor_locator(NullLocator())
+    if len(seen) <= 6:
+        axes.set_xticks(seen, [number(v) for v in seen])
+    elif is_log(name, seen):
+        ticks = nice_log_ticks(seen[0], seen[-1])
+        axes.set_xticks(ticks, [number(t) for t in ticks])
+
+
+def nice_log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten between two numbers; the ends themselves where there are fewer than two."""
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+    return ticks if len(ticks) > 1 else [low, high]
+
+
+@styled
+def table1(rows: Sequence[Row], baselines: Mapping[str, float], metric: str) -> Figure:
+    """Each row's best cell with its margin, its other cells faintly behind, baselines as vertical lines."""
+    shown = [row for row in rows if row.cells]
+    figure = Figure(figsize=(WIDTH, 1.5 + 0.42 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    for y, row in enumerate(shown):
+        colour = {"S-": "#000000", "S+": PALETTE[0], "control": PALETTE[1]}[row.kind]
+        best = row.best
+        others = [c.value for c in row.cells if c is not best]
+        axes.plot(others, [y] * len(others), "o", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
+        axes.errorbar(best.value, y, xerr=best.margin, fmt="o", color=colour, markersize=7, capsize=3, linewidth=1.4)
+        axes.annotate(
+            rate(best.value), (best.value, y), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=colour
+        )
+    for name, value in baselines.items():
+        axes.axvline(value, color=GREY, linestyle=BASELINE_DASHES.get(name, "-"), linewidth=1)
+    low, high = axes.get_xlim()
+    places = spread_names(baselines, (high - low) * 0.16)
+    for name, place in places.items():
+        axes.annotate(
+            f"{plain(name)} {rate(baselines[name])}", (place, 1), (0, 3), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha="center", fontsize=8, color=GREY,
+        )  # fmt: skip
+    axes.set_yticks(range(len(shown)), [plain(f"{row.architecture} {row.label}") for row in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.7)
+    axes.grid(axis="x", color="#eeeeee")
+    axes.set_axisbelow(True)
+    axes.set_xlabel(f"{metric_label(metric)} (the axis does not start at 0)" if low > 0 else metric_label(metric))
+    return figure
+
+
+def spread_names(places: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Places of labels by name, moved apart."""
+    return dict(zip(places, spread(list(places.values()), gap), strict=True))
+
+
+@styled
+def parallel_coordinates(cells: Sequence[DoneCell], settings: Sequence[str], metric: str) -> Figure:
+    """A line a cell through its settings to its value; the best one bold and drawn last."""
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    settings = [name for name in settings if name != "alpha/beta"]
+    ordered = sorted(cells, key=lambda c: (c.value, -c.trial))
+    columns = [column(axes, x, name, ordered) for x, name in enumerate(settings)]
+    values = [c.value for c in ordered]
+    norm = Normalize(min(values), max(values) if max(values) > min(values) else min(values) + 1e-9)
+    columns.append([0.5] * len(values) if len(set(values)) == 1 else [float(norm(v)) for v in values])
+    colours = ScalarMappable(norm, COLOURS_OF_VALUES)
+    for cell, heights in zip(ordered, zip(*columns, strict=True), strict=True):
+        is_best = cell is ordered[-1]
+        axes.plot(
+            range(len(columns)),
+            heights,
+            color=PALETTE[1] if is_best else colours.to_rgba(cell.value),
+            linewidth=2.6 if is_best else 1.0,
+            alpha=1 if is_best else 0.65,
+            marker="o",
+            markersize=4.5 if is_best else 2.5,
+            zorder=3 if is_best else 2,
+            clip_on=False,
+        )
+    last = len(settings)
+    ends = [values[0], values[-1]] if len(set(values)) > 1 else values[:1]
+    for value in ends:
+        height = 0.5 if len(ends) == 1 else float(norm(value))
+        is_best = value == values[-1]
+        weight, colour = ("bold", PALETTE[1]) if is_best else ("normal", "#444444")
+        axes.annotate(
+            f"{rate(value)}{' best' if is_best else ''}", (last, height), (7, 0), textcoords="offset points",
+            va="center", fontsize=9, fontweight=weight, color=colour,
+        )  # fmt: skip
+    for x in range(len(columns)):
+        axes.axvline(x, color="#bbbbbb", linewidth=0.8, zorder=1)
+    axes.set_xticks(range(len(columns)), [plain(name) for name in settings] + [metric_label(metric)])
+    axes.tick_params(axis="x", length=0, pad=12, labelsize=9)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.set_xlim(-0.25, last + 0.45)
+    axes.set_ylim(-0.04, 1.04)
+    return figure
+
+
+def column(axes: Axes, x: int, name: str, cells: Sequence[DoneCell]) -> list[float]:
+    """Draw one axis' labels; the height of each cell on it, between 0 and 1."""
+    values = [c.settings.get(name) for c in cells]
+    real = [v for v in values if v is not None]
+    if is_text(real) or None in values:
+        seen = sorted(set(real), key=str if is_text(real) else None)
+        seen = ([None] if None in values else []) + seen
+        heights = {v: i / max(1, len(seen) - 1) for i, v in enumerate(seen)}
+        labels = {v: "no effect" if v is None else plain(v) if isinstance(v, str) else str(v) for v in seen}
+        # Lines through one name are fanned out a little, or a hundred of them would look like one.
+        step = 0.06 / max(1, len(cells) - 1)
+        drawn = [heights[v] + step * i - 0.03 for i, v in enumerate(values)]
+    else:
+        low, high = min(real), max(real)
+        scale = np.log if is_log(name, real) else np.asarray
+        ticks = sorted(set(real))
+        if len(ticks) > 6:
+            ticks = nice_log_ticks(low, high) if is_log(name, real) else MaxNLocator(5).tick_values(low, high).tolist()
+            ticks = [t for t in ticks if low <= t <= high]
+        width = float(scale(high) - scale(low))
+        heights = {v: float(scale(v) - scale(low)) / width for v in {*ticks, *real}}
+        labels = {v: number(v) for v in ticks}
+        drawn = [heights[v] for v in values]
+    for value, label in labels.items():
+        axes.annotate(
+            label, (x, heights[value]), (5, 0), textcoords="offset points", va="center", fontsize=8, zorder=5,
+            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.8},
+        )  # fmt: skip
+    return drawn
+
+
+@styled
+def slices(
+    cells: Sequence[DoneCell], settings: Sequence[str], baselines: Mapping[str, float], metric: str, arms: Sequence[str]
+) -> Figure:
+    """A panel a setting: its value against the metric, coloured by arm. Cells that it does not affect are left out."""
+    across = 4 if len(settings) in (4, 7, 8) else min(3, len(settings))
+    down = -(-len(settings) // across)
+    figure = Figure(figsize=(WIDTH, 2.5 * down + 0.8), layout="constrained")
+    panels = figure.subplots(down, across, sharey=True, squeeze=False)
+    look = looks(arms)
+    jitter = np.random.default_rng(0)
+    for axes, name in zip(panels.flat, settings, strict=False):
+        affected = [c for c in cells if name in c.settings]
+        by_name = is_text(c.settings[name] for c in affected)
+        seen = sorted({c.settings[name] for c in affected}, key=str if by_name else None)
+        if by_name:
+            axes.set_xticks(range(len(seen)), [plain(v) if isinstance(v, str) else str(v) for v in seen])
+            axes.set_xlim(-0.5, len(seen) - 0.5)
+        else:
+            numeric_axis(axes, name, seen)
+        for arm in arms:
+            own = [c for c in affected if c.arm == arm]
+            x = [c.settings[name] for c in own]
+            if by_name:
+                x = [seen.index(v) + jitter.uniform(-JITTER, JITTER) for v in x]
+            axes.plot(x, [c.value for c in own], **(DOTS | look[arm]), markersize=5, alpha=0.7)
+        for baseline, value in baselines.items():
+            axes.axhline(value, color=GREY, linestyle=BASELINE_DASHES.get(baseline, "-"), linewidth=1, zorder=1)
+        axes.set_xlabel(plain(name) + (", log scale" if axes.get_xscale() == "log" else ""))
+        axes.grid(axis="y", color="#eeeeee")
+        axes.set_axisbelow(True)
+    for axes in panels.flat[len(settings) :]:
+        axes.set_visible(False)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(metric_label(metric))
+    keys = [Line2D([], [], linestyle="none", label=plain(arm), markersize=5, **look[arm]) for arm in arms]
+    keys += [
+        Line2D([], [], color=GREY, linestyle=BASELINE_DASHES.get(n, "-"), linewidth=1, label=f"{plain(n)} {rate(v)}")
+        for n, v in baselines.items()
+    ]
+    figure.legend(handles=keys, loc="outside lower center", ncols=4)
+    return figure
+
+
+@styled
+def importance(shares: Mapping[str, float]) -> Figure:
+    """A bar a setting, from 0, the largest on top."""
+    figure = Figure(figsize=(WIDTH, 0.8 + 0.36 * len(shares)), layout="constrained")
+    axes = figure.add_subplot()
+    names = sorted(shares, key=shares.get)
+    bars = axes.barh([plain(n) for n in names], [shares[n] for n in names], color=PALETTE[0], height=0.6)
+    axes.bar_label(bars, [f"{shares[n]:.0%}" for n in names], padding=4)
+    axes.set_xlim(0, 1.08 * max(shares.values()))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_xlabel("share of importance")
+    return figure
+
+
+@styled
+def learning_curves(
+    cells: Sequence[DoneCell], baselines: Mapping[str, float], metric: str, arms: Sequence[str]
+) -> Figure:
+    """The metric by epoch: faint for every cell, bold for each arm's best, its chosen epoch marked."""
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    look = looks(arms)
+    best = {arm: best_of(c for c in cells if c.arm == arm) for arm in arms}
+    for cell in cells:
+        colour = look[cell.arm]["color"]
+        axes.plot(cell.curve.keys(), cell.curve.values(), color=colour, linewidth=0.7, alpha=0.25)
+    ends = []
+    for arm, cell in best.items():
+        if cell is None:
+            continue
+        axes.plot(cell.curve.keys(), cell.curve.values(), color=look[arm]["color"], linewidth=2)
+        axes.plot(cell.chosen_epoch, cell.value, markersize=6, zorder=4, **look[arm])
+        last = max(cell.curve)
+        ends.append((last, cell.curve[last], f"{plain(arm)} {rate(cell.value)}", look[arm]["color"], "bold"))
+    longest = max(max(c.curve) for c in cells)
+    for name, value in baselines.items():
+        axes.axhline(value, color=GREY, linestyle=BASELINE_DASHES.get(name, "-"), linewidth=1, zorder=1)
+        ends.append((longest, value, f"{plain(name)} {rate(value)}", GREY, "normal"))
+    low, high = axes.get_ylim()
+    heights = spread([end[1] for end in ends], 0.05 * (high - low))
+    axes.set_xlim(0.8, max(longest, 2) + 0.2)
+    edge = axes.get_xlim()[1]
+    for (x, y, text, colour, weight), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            text, (x, y), (edge * 1.012, height), va="center", fontsize=8, color=colour, fontweight=weight,
+            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.5},
+        )  # fmt: skip
+    axes.set_ylim(low, high)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(metric_label(metric))
+    axes.grid(axis="y", color="#eeeeee")
+    axes.set_axisbelow(True)
+    return figure
+
+
+@styled
+def cost(arms: Sequence[ArmCost]) -> Figure:
+    """Seconds of each cell, a strip an arm, from 0; the arm's median as a stroke."""
+    shown = [arm for arm in arms if arm.cells]
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.38 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    look = looks(arm.arm for arm in arms)
+    for y, arm in enumerate(shown):
+        seconds = [c.train_seconds + c.eval_seconds for c in arm.cells]
+        axes.plot(seconds, [y] * len(seconds), **(DOTS | look[arm.arm]), markersize=6, alpha=0.5)
+        axes.plot([np.median(seconds)] * 2, [y - 0.3, y + 0.3], color="black", linewidth=1.2)
+    axes.set_yticks(range(len(shown)), [plain(arm.arm) for arm in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("seconds a cell, training and validation")
+    axes.grid(axis="x", color="#eeeeee")
+    axes.set_axisbelow(True)
+    return figure

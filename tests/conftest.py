@@ -1,0 +1,76 @@
+"""What several test files share: one thread, datasets made by hand, and a small one that went the whole road."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from skiprec.dataset import Dataset, load_dataset
+from skiprec.model import ModelConfig
+from skiprec.prepare import Manifest, PrepareConfig, prepare_logs
+from skiprec.synthetic import synthesize_logs
+from skiprec.training_loss import LossConfig
+from skiprec.trainer import TrainConfig
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums are split by thread, so the last digits depend on how many there are."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Dataset:
+    """Synthetic logs, prepared: 120 sessions of 10 to 20 items."""
+    folder = tmp_path_factory.mktemp("small")
+    synthesize_logs(folder / "logs", sessions=120, items=200, seed=1, progress=False)
+    prepare_logs([folder / "logs"], folder / "data", progress=False)
+    return load_dataset(folder / "data")
+
+
+def dataset_of(
+    sessions: list[list[int]], skip_levels: list[list[int]] | None = None, *, n_items: int, digest: str = "by hand"
+) -> Dataset:
+    """A dataset of these whole sessions, held-out items included, without files."""
+    max_length = max(map(len, sessions))
+    skip_levels = skip_levels or [[0] * len(session) for session in sessions]
+    plays = torch.zeros(n_items + 1, dtype=torch.int64)
+    for session in sessions:
+        for item in session[:-2]:
+            plays[item] += 1
+
+    def padded(rows: list[list[int]], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor([row + [0] * (max_length - len(row)) for row in rows], dtype=dtype)
+
+    manifest = Manifest(
+        format=1,
+        settings=dataclasses.asdict(PrepareConfig(min_length=4, max_length=max_length)),
+        sources=[],
+        counts={},
+        dropped={},
+        digests={"sessions": "", "items": "", "dataset": digest},
+    )
+    return Dataset(
+        path=Path("by hand"),
+        manifest=manifest,
+        items=padded(sessions, torch.int64),
+        skip_levels=padded(skip_levels, torch.int8),
+        lengths=torch.tensor([len(session) for session in sessions]),
+        plays=plays,
+    )
+
+
+def small_config(**changes) -> TrainConfig:
+    """A model that trains in a blink. Names are those of a flat configuration, told apart by the config they are in."""
+    parts = {
+        ModelConfig: {"dim": 16, "n_layers": 1, "n_heads": 2, "feed_forward": 16},
+        LossConfig: {"n_negatives": 20},
+        TrainConfig: {"seed": 1, "batch_size": 32, "max_epochs": 3, "patience": 2, "learning_rate": 0.01},
+    }
+    for name, value in changes.items():
+        (home,) = (cls for cls in parts if name in {field.name for field in dataclasses.fields(cls)})
+        parts[home][name] = value
+    return TrainConfig(
+        **parts[TrainConfig], model=ModelConfig(**parts[ModelConfig]), loss=LossConfig(**parts[LossConfig])
+    )

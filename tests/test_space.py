@@ -1,0 +1,165 @@
+"""Recipes: what is refused, and what a point in one becomes."""
+
+import dataclasses
+
+import optuna
+import pytest
+
+from skiprec.config import flatten
+from skiprec.errors import ConfigError
+from study.cells import SEED_STEP, plan
+from study.space import Recipe, choices, configuration, experiment, grid, load_recipe, suggest
+
+SMALL = """
+name = "small"
+sampler = "exhaustive"
+[settings]
+learning_rate = [0.001, 0.003]
+[arms."S-"]
+alpha = 0.0
+[arms."S+"]
+alpha = [0.25, 0.5]
+"""
+
+
+def refused(tmp_path, text):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(str(path))
+    assert str(caught.value).startswith(str(path))
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('name = "small"', 'name = "small"\nsampel = 3'), "unknown setting 'sampel', did you mean 'sampler'?"),
+        (("exhaustive", "grid"), "sampler is 'grid', expected 'exhaustive' or 'tpe' or 'random'"),
+        (("[0.001, 0.003]", "[]"), "arm 'S-': learning_rate is [], expected a list of different values"),
+        (("[0.001, 0.003]", "[1, 1]"), "arm 'S-': learning_rate is [1, 1], expected a list of different values"),
+        (
+            ("[0.001, 0.003]", "{ low = 0.1, high = 0.2 }"),
+            "arm 'S-': learning_rate is a range, which an exhaustive recipe cannot try in full; expected a list",
+        ),
+        (("alpha = 0.0", "alhpa = 0.0"), "arm 'S-': unknown setting 'alhpa', did you mean 'alpha'?"),
+        (("alpha = 0.0", "seed = 3"), "arm 'S-': seed is set by `seeds` at the top of the recipe, not in an arm"),
+        (("alpha = 0.0", 'alpha = "none"'), "arm 'S-': alpha is 'none', expected a number"),
+        (("[0.25, 0.5]", "[0.25, -0.5]"), "arm 'S+': alpha is -0.5, expected 0 or more"),
+        (("alpha = 0.0", 'negative_scope = "past"'), "arm 'S-': negative_scope is 'past', expected 'session' or "),
+    ],
+)
+def test_what_a_recipe_cannot_say_is_refused_by_name(tmp_path, change, message):
+    """The file, the arm, the setting, what was found and what was expected stand in the message."""
+    assert refused(tmp_path, SMALL.replace(*change)).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("domain", "message"),
+    [
+        ("{ low = 0.01, high = 0.001 }", "goes from 0.01 to 0.001, expected low below high"),
+        ("{ low = 0, high = 0.1, log = true }", "is logarithmic from 0, expected low above 0"),
+        ("{ low = 0.1, hihg = 0.2 }", "unknown setting 'hihg', did you mean 'high'?"),
+        ("{ low = 0.1 }", "is {'low': 0.1}, expected { low = number, high = number, log = true or false }"),
+    ],
+)
+def test_a_range_the_wrong_way_round_is_refused(tmp_path, domain, message):
+    """A searched range must have a low end below its high end."""
+    text = SMALL.replace("[0.001, 0.003]", domain).replace('"exhaustive"', '"tpe"\ncells_per_arm = 2')
+    assert message in refused(tmp_path, text)
+
+
+def test_a_recipe_that_does_not_exist_is_refused_with_the_ones_that_do():
+    """A name without .toml is one of those that come with the program."""
+    with pytest.raises(
+        ConfigError, match="recipe 'dmeo': unknown, expected one of demo, paper, search, or a TOML file"
+    ):
+        load_recipe("dmeo")
+    with pytest.raises(ConfigError, match=r"nowhere.toml: cannot be read"):
+        load_recipe("nowhere.toml")
+
+
+def test_the_paper_recipe_has_every_cell_of_the_paper():
+    """128 cells for each architecture (section 3.6), and S- at the same four learning rates."""
+    cells = plan(load_recipe("paper"), "0" * 64, threads=1)
+    arms = [cell.arm for cell in cells]
+    assert len(cells) == 2 * (128 + 4)
+    assert {arm: arms.count(arm) for arm in arms} == {
+        "S- unidirectional": 4,
+        "S+ session unidirectional": 64,
+        "S+ item unidirectional": 64,
+        "S- bidirectional": 4,
+        "S+ session bidirectional": 64,
+        "S+ item bidirectional": 64,
+    }
+    assert len({cell.id for cell in cells}) == len(cells)
+
+
+def test_cells_that_are_the_same_experiment_get_different_seeds():
+    """The paper's 16 (alpha, beta) pairs are 11 ratios: 4 of them on the diagonal are one experiment."""
+    cells = [c for c in plan(load_recipe("paper"), "0" * 64, threads=1) if c.arm == "S+ item unidirectional"]
+    diagonal = [c for c in cells if c.params["alpha"] == c.params["beta"] and c.params["learning_rate"] == 0.001]
+    assert sorted(c.seed for c in diagonal) == [1, 1 + SEED_STEP, 1 + 2 * SEED_STEP, 1 + 3 * SEED_STEP]
+    firsts = [c for c in cells if c.params["learning_rate"] == 0.001 and c.seed == 1]
+    assert len(firsts) == 11
+
+
+def test_a_cell_is_known_by_its_whole_configuration_and_its_data():
+    """Data, threads and seeds are in the id; the order of a recipe's lines is not."""
+    recipe = load_recipe("demo")
+    ids = {c.id for c in plan(recipe, "0" * 64, threads=1)}
+    turned = dataclasses.replace(recipe, settings=dict(reversed(recipe.settings.items())))
+    assert {c.id for c in plan(turned, "0" * 64, threads=1)} == ids
+    assert not ids & {c.id for c in plan(recipe, "1" * 64, threads=1)}
+    assert not ids & {c.id for c in plan(recipe, "0" * 64, threads=2)}
+    assert not ids & {c.id for c in plan(dataclasses.replace(recipe, seeds=[2]), "0" * 64, threads=1)}
+
+
+def test_a_point_becomes_a_complete_configuration():
+    """What the arm fixes, what varies, the seed and the threads; everything else by default."""
+    recipe = Recipe(
+        name="r",
+        sampler="exhaustive",
+        settings={"learning_rate": [0.1, 0.2], "dim": 64},
+        arms={"a": {"alpha": 0.0, "dim": 32}},
+    )
+    assert grid(recipe, "a") == [{"learning_rate": 0.1}, {"learning_rate": 0.2}]
+    flat = flatten(configuration(recipe, "a", {"learning_rate": 0.2}, seed=7, threads=3))
+    assert {k: flat[k] for k in ("learning_rate", "dim", "alpha", "seed", "threads", "batch_size")} == {
+        "learning_rate": 0.2,
+        "dim": 32,
+        "alpha": 0.0,
+        "seed": 7,
+        "threads": 3,
+        "batch_size": 128,
+    }
+
+
+def test_alpha_and_beta_count_by_their_ratio():
+    """Adam divides by the size of the gradient, so (.25, .5) and (.5, 1) are one experiment and (.5, .5) is another."""
+    recipe = Recipe(name="r", sampler="exhaustive", arms={"a": {}})
+    a, b, c = (
+        experiment(configuration(recipe, "a", {"alpha": x, "beta": y}, seed=1, threads=1))
+        for x, y in ((0.25, 0.5), (0.5, 1.0), (0.5, 0.5))
+    )
+    assert a == b
+    assert a != c
+
+
+def test_a_searched_range_is_proposed_within_its_ends():
+    """Each setting that varies is asked of the trial; a list that arms share is one domain."""
+    recipe = load_recipe("search")
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1)).ask()
+    params = suggest(recipe, "S+", trial)
+    assert set(params) == {"alpha", "beta", "context", "learning_rate"}
+    assert 0.0001 <= params["learning_rate"] <= 0.01
+    assert choices(load_recipe("paper"), "alpha") == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_arms_may_list_different_choices_where_all_are_tried():
+    """Optuna knows a name by one domain: the union."""
+    arms = {"a": {"learning_rate": [0.1]}, "b": {"learning_rate": [0.2, 0.1]}}
+    recipe = Recipe(name="r", sampler="exhaustive", arms=arms)
+    assert choices(recipe, "learning_rate") == [0.1, 0.2]
+    with pytest.raises(ConfigError, match="a searched list must be the same in every arm"):
+        Recipe(name="r", sampler="tpe", cells_per_arm=2, arms=arms)

@@ -1,0 +1,417 @@
+"""The losses of a batch against the slow reference, by hand, and their gradients."""
+
+import itertools
+from math import exp, log
+
+import numpy as np
+import pytest
+import slow_reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+
+import skiprec.training_loss
+from skiprec.batches import Batch
+from skiprec.model import ModelConfig, SequenceEncoder
+from skiprec.negatives import next_item_negatives, skipped_items
+from skiprec.randomness import generator
+from skiprec.training_loss import LossConfig, contrastive_loss, next_item_loss, training_loss
+
+SCOPES = ("session", "other_session", "random")
+CONTEXTS = ("session", "item")
+ARCHITECTURES = ("unidirectional", "bidirectional")
+ANCHORS = ("all", "heard")
+
+H, S = False, True  # heard, skipped
+
+
+def batch_of(items: list[list[int]], skipped: list[list[bool]], lengths: list[int] | None = None) -> Batch:
+    lengths = lengths or [len(row) for row in items]
+    return Batch(torch.tensor(items), torch.tensor(skipped), torch.tensor(lengths))
+
+
+def random_batch(rng: np.random.Generator, n_items: int, B: int, T: int) -> Batch:
+    """Sessions of 2 to T items of a small catalogue: repeats everywhere, some without skips, some with nothing else."""
+    lengths = rng.integers(2, T + 1, size=B)
+    is_real = np.arange(T) < lengths[:, None]
+    items = np.where(is_real, rng.integers(1, n_items + 1, size=(B, T)), 0)
+    skip_rate = rng.choice([0.0, 0.3, 0.6, 1.0], size=(B, 1))
+    skipped = is_real & (rng.random((B, T)) < skip_rate)
+    return Batch(torch.tensor(items), torch.tensor(skipped), torch.tensor(lengths))
+
+
+def random_masked(rng: np.random.Generator, batch: Batch) -> torch.Tensor:
+    return torch.tensor(rng.random(batch.items.shape) < 0.5) & batch.position_mask
+
+
+def random_vectors(rng: np.random.Generator, batch: Batch, n_items: int, width: int):
+    """Outputs and a table in float64; two items are alike, so that scores are tied."""
+    table = torch.tensor(rng.normal(size=(n_items + 2, 3)))
+    table[2] = table[1]
+    return torch.tensor(rng.normal(size=(len(batch.items), width, 3))), table
+
+
+def as_lists(batch: Batch) -> tuple[list, list, list]:
+    return batch.items.tolist(), batch.skipped.tolist(), batch.lengths.tolist()
+
+
+def draws_of(batch: Batch, negatives: torch.Tensor, is_real: torch.Tensor) -> list[list[int]]:
+    return [n[real].tolist() for n, real in zip(negatives, is_real, strict=True)]
+
+
+def compare_contrastive(rng, B, T, n_items, scope, context, architecture, anchors, visible_positive):
+    """Both losses of one random batch; the fast one is returned."""
+    batch = random_batch(rng, n_items, B, T)
+    bidirectional = architecture == "bidirectional"
+    masked = random_masked(rng, batch) if bidirectional else None
+    predicted, table = random_vectors(rng, batch, n_items, T if bidirectional else T - 1)
+    config = LossConfig(context=context, anchors=anchors, visible_positive=visible_positive, temperature=0.3)
+    draw = generator("cpu", int(rng.integers(2**31)))
+    negatives, is_negative = skipped_items(scope, batch.items, batch.skipped, n_items=n_items, generator=draw)
+    fast = contrastive_loss(predicted, table, batch, masked, negatives, is_negative, config)
+    items, skipped, lengths = as_lists(batch)
+    slow = slow_reference.contrastive_loss(
+        predicted.numpy(),
+        table.numpy(),
+        items,
+        skipped,
+        lengths,
+        masked=masked.tolist() if bidirectional else None,
+        architecture=architecture,
+        context=context,
+        scope=scope,
+        anchors=anchors,
+        visible_positive=visible_positive,
+        temperature=0.3,
+        random_draws=draws_of(batch, negatives, is_negative),
+    )
+    assert fast.dtype == torch.float64
+    assert fast.item() == pytest.approx(slow, abs=1e-6)
+    assert (fast.item() == 0) == (slow == 0)
+    return slow
+
+
+@pytest.mark.parametrize("visible_positive", [False, True], ids=["hidden", "visible"])
+@pytest.mark.parametrize(
+    ("scope", "context", "architecture", "anchors"),
+    list(itertools.product(SCOPES, CONTEXTS, ARCHITECTURES, ANCHORS)),
+)
+def test_the_contrastive_loss_is_the_slow_one(scope, context, architecture, anchors, visible_positive):
+    rng = np.random.default_rng(7)
+    options = (scope, context, architecture, anchors, visible_positive)
+    losses = [compare_contrastive(rng, B, T, 12, *options) for B, T in [(1, 6), (2, 4), (3, 7), (5, 5), (5, 8), (4, 9)]]
+    assert sum(loss > 0 for loss in losses) >= 3  # comparing nothing with nothing shows nothing
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    B=st.integers(1, 5),
+    T=st.integers(2, 8),
+    n_items=st.integers(9, 20),
+    options=st.tuples(
+        st.sampled_from(SCOPES),
+        st.sampled_from(CONTEXTS),
+        st.sampled_from(ARCHITECTURES),
+        st.sampled_from(ANCHORS),
+        st.booleans(),
+    ),
+)
+def test_the_contrastive_loss_is_the_slow_one_on_any_batch(seed, B, T, n_items, options):
+    compare_contrastive(np.random.default_rng(seed), B, T, n_items, *options)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    B=st.integers(1, 5),
+    T=st.integers(2, 8),
+    n_items=st.integers(9, 20),
+    mode=st.sampled_from(["session", "batch"]),
+    architecture=st.sampled_from(ARCHITECTURES),
+)
+def test_the_next_item_loss_is_the_slow_one(seed, B, T, n_items, mode, architecture):
+    rng = np.random.default_rng(seed)
+    batch = random_batch(rng, n_items, B, T)
+    bidirectional = architecture == "bidirectional"
+    masked = random_masked(rng, batch) if bidirectional else None
+    predicted, table = random_vectors(rng, batch, n_items, T if bidirectional else T - 1)
+    draws, is_real = next_item_negatives(mode, batch.items, n_items, 15, generator("cpu", seed))
+    fast = next_item_loss(predicted, table, batch, masked, draws, is_real)
+    items, _, lengths = as_lists(batch)
+    slow = slow_reference.next_item_loss(
+        predicted.numpy(),
+        table.numpy(),
+        items,
+        lengths,
+        masked=masked.tolist() if bidirectional else None,
+        architecture=architecture,
+        negatives=draws.expand(B, -1).tolist(),
+        # Written again from the text: a drawn item of the session's own prefix is as if absent.
+        negative_is_real=[
+            [n not in row for n in shared] for row, shared in zip(items, draws.expand(B, -1).tolist(), strict=True)
+        ],
+    )
+    assert fast.item() == pytest.approx(slow, abs=1e-6)
+
+
+# Item k's embedding is k times the unit vector e_k: every cosine is 0 or 1, and inner products tell items apart.
+TABLE = torch.diag(torch.arange(8.0, dtype=torch.float64))
+
+
+def nce_by_hand(batch: Batch, predicted=None, masked=None, scope="session", **options) -> float:
+    P = batch.items.shape[1] - (masked is None)
+    predicted = torch.ones(len(batch.items), P, 8, dtype=torch.float64) if predicted is None else predicted
+    negatives, is_negative = skipped_items(scope, batch.items, batch.skipped, n_items=7, generator=generator("cpu", 1))
+    config = LossConfig(temperature=0.5, **options)
+    return contrastive_loss(predicted, TABLE, batch, masked, negatives, is_negative, config).item()
+
+
+def test_by_hand_an_anchor_is_pulled_to_the_next_heard_item_and_pushed_from_the_sessions_skips():
+    """1 heard, 2 skipped, 3 skipped, 4 heard, then padding: every position but the last has 4 as its positive.
+
+    With context "item" all cosines between different items are 0, so the loss is log(number of candidates):
+    at 1 the negatives are {2, 3}, at 2 {3} and at 3 {2}.
+    """
+    batch = batch_of([[1, 2, 3, 4, 0]], [[H, S, S, H, H]], [4])
+    assert nce_by_hand(batch, context="item") == pytest.approx((log(3) + log(2) + log(2)) / 3, abs=1e-12)
+    assert nce_by_hand(batch, context="item", anchors="heard") == pytest.approx(log(3), abs=1e-12)
+
+
+def test_by_hand_the_context_session_measures_from_the_models_output():
+    """1 heard, 2 skipped, 3 heard. The output at 1 points at 3, at 2 halfway between 2 and 3.
+
+    At 1 the positive 3 has cosine 1 and the negative 2 has 0: log(1 + e^-2) at T = 0.5. Position 2 has no negative but
+    itself, and is no anchor.
+    """
+    batch = batch_of([[1, 2, 3]], [[H, S, H]])
+    predicted = torch.zeros(1, 2, 8, dtype=torch.float64)
+    predicted[0, 0, 3] = 5.0  # only the direction counts
+    predicted[0, 1, 2] = predicted[0, 1, 3] = 1.0
+    assert nce_by_hand(batch, predicted, context="session") == pytest.approx(log(1 + exp(-2)), abs=1e-12)
+
+
+def test_by_hand_a_position_that_sees_its_positive_is_no_anchor_unless_told():
+    """1 heard, 2 skipped, 3 heard, 4 heard, with 3 masked: positives are 3, 3, 4, none.
+
+    N is {2}, but at position 2 it is empty. The output is alike everywhere, so an anchor costs log 2. Masked positives
+    only: position 1, the sole anchor, with output along its positive: log(1 + e^-2). Visible: position 3 (output along
+    2) costs log(1 + e^2) as well.
+    """
+    batch = batch_of([[1, 2, 3, 4]], [[H, S, H, H]])
+    masked = torch.tensor([[False, False, True, False]])
+    predicted = torch.zeros(1, 4, 8, dtype=torch.float64)
+    predicted[0, [0, 1, 2, 3], [3, 3, 2, 4]] = 1.0
+    hidden = nce_by_hand(batch, predicted, masked, context="session")
+    visible = nce_by_hand(batch, predicted, masked, context="session", visible_positive=True)
+    assert hidden == pytest.approx(log(1 + exp(-2)), abs=1e-12)
+    assert visible == pytest.approx((log(1 + exp(-2)) + log(1 + exp(2))) / 2, abs=1e-12)
+
+
+def test_by_hand_other_session_takes_the_skips_of_the_next_session_less_the_own_items():
+    """Session 0: 1 heard, 2 heard. Session 1: 2 skipped, 3 skipped, 4 heard. Session 2: 5 heard, 6 heard.
+
+    Session 0 gets {3} (2 is its own), session 1 gets nothing (session 2 has no skips), session 2 those of session 0:
+    nothing. So one anchor, position 0 of session 0, with one negative: log 2.
+    """
+    batch = batch_of([[1, 2, 0], [2, 3, 4], [5, 6, 0]], [[H, H, H], [S, S, H], [H, H, H]], [2, 3, 2])
+    assert nce_by_hand(batch, context="item", scope="other_session") == pytest.approx(log(2), abs=1e-12)
+
+
+def test_by_hand_the_next_item_loss_of_a_causal_model():
+    """Two targets, 2 and 3, of one session, negatives 4 and 4 again; the output is e_2 + e_3 at the first, 0 after.
+
+    Scores: target 2 has 2, negatives 0: log(e^2 + 2) - 2. All alike at the second: log 3.
+    """
+    batch = batch_of([[1, 2, 3, 0]], [[H, H, H, H]], [3])
+    predicted = torch.zeros(1, 3, 8, dtype=torch.float64)
+    predicted[0, 0, [2, 3]] = 1.0
+    loss = next_item_loss(predicted, TABLE, batch, None, torch.tensor([[4, 4]]), None)
+    assert loss.item() == pytest.approx((log(exp(2) + 2) - 2 + log(3)) / 2, abs=1e-12)
+
+
+def test_by_hand_the_next_item_loss_of_a_masked_model_has_its_targets_at_the_masked_positions():
+    batch = batch_of([[1, 2, 3]], [[H, H, H]])
+    predicted = torch.zeros(1, 3, 8, dtype=torch.float64)
+    predicted[0, 1, 2] = 1.0  # <e_2, item 2> = 2
+    masked = torch.tensor([[False, True, False]])
+    loss = next_item_loss(predicted, TABLE, batch, masked, torch.tensor([[4, 5]]), torch.tensor([[True, False]]))
+    assert loss.item() == pytest.approx(log(exp(2) + 1) - 2, abs=1e-12)
+
+
+def test_a_replayed_item_both_heard_and_skipped_stays_a_negative():
+    """1 heard, 2 skipped, 2 heard, 3 heard: 2 is the positive of positions 0 and 1, so a negative at position 2 only.
+
+    And there it is the item itself. So there is no anchor; with another heard item between, there is one.
+    """
+    nothing = batch_of([[1, 2, 2, 3]], [[H, S, H, H]])
+    assert nce_by_hand(nothing, context="item") == 0
+    one = batch_of([[1, 2, 2, 3, 4]], [[H, S, H, H, H]])  # position 3: positive 4, negative 2
+    assert nce_by_hand(one, context="item") == pytest.approx(log(2), abs=1e-12)
+
+
+def test_an_item_skipped_twice_is_one_negative():
+    batch = batch_of([[1, 2, 2, 3]], [[H, S, S, H]])
+    assert nce_by_hand(batch, context="item") == pytest.approx(log(2), abs=1e-12)  # of position 0; not log 3
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("scope", ["session", "other_session"])
+def test_padding_is_as_if_absent(scope, architecture):
+    """Three more columns of padding, marked skipped, change nothing."""
+    rng = np.random.default_rng(3)
+    batch = random_batch(rng, 9, 3, 6)
+    wide = Batch(
+        torch.nn.functional.pad(batch.items, (0, 3)), torch.nn.functional.pad(batch.skipped, (0, 3)), batch.lengths
+    )
+    masked = random_masked(rng, batch) if architecture == "bidirectional" else None
+    predicted, table = random_vectors(rng, batch, 9, 6 if masked is not None else 5)
+    wide_masked = None if masked is None else torch.nn.functional.pad(masked, (0, 3))
+    wide_predicted = torch.nn.functional.pad(predicted, (0, 0, 0, 3), value=7.0)
+    losses = []
+    for b, m, y in [(batch, masked, predicted), (wide, wide_masked, wide_predicted)]:
+        skips = skipped_items(scope, b.items, b.skipped, n_items=9, generator=generator("cpu", 1))
+        losses.append(contrastive_loss(y, table, b, m, *skips, LossConfig(context="session")).item())
+        draws = next_item_negatives("session", b.items, 9, 10, generator("cpu", 1))
+        losses.append(next_item_loss(y, table, b, m, *draws).item())
+    assert losses[0] > 0
+    assert losses[2:] == pytest.approx(losses[:2], abs=1e-12)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_without_anchors_the_contrastive_loss_is_exactly_0_with_zero_gradient(context):
+    batch = batch_of([[1, 2, 3], [4, 5, 0]], [[H, H, H], [S, S, H]], [3, 2])
+    predicted = torch.randn(2, 2, 8, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(8, 8, dtype=torch.float64, requires_grad=True)
+    skips = skipped_items("session", batch.items, batch.skipped, n_items=7, generator=generator("cpu", 1))
+    loss = contrastive_loss(predicted, table, batch, None, *skips, LossConfig(context=context))
+    loss.backward()
+    assert loss.item() == 0
+    grads = [g for g in (predicted.grad, table.grad) if g is not None]  # "item" does not touch the output at all
+    assert not any(g.any() for g in grads)
+
+
+def test_a_batch_of_one_has_no_other_session():
+    batch = batch_of([[1, 2, 3]], [[H, S, H]])
+    assert nce_by_hand(batch, context="item") > 0
+    assert nce_by_hand(batch, context="item", scope="other_session") == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_the_gradient_of_the_contrastive_loss_is_its_slope(context, architecture):
+    rng = np.random.default_rng(5)
+    batch = random_batch(rng, 8, 3, 5)
+    masked = random_masked(rng, batch) if architecture == "bidirectional" else None
+    predicted, table = random_vectors(rng, batch, 8, 5 if masked is not None else 4)
+    skips = skipped_items("session", batch.items, batch.skipped, n_items=8, generator=generator("cpu", 1))
+    config = LossConfig(context=context, temperature=0.5, visible_positive=True)
+    assert contrastive_loss(predicted, table, batch, masked, *skips, config) > 0
+
+    def loss(y, e):
+        return contrastive_loss(y, e, batch, masked, *skips, config)
+
+    assert gradcheck(loss, (predicted.requires_grad_(context == "session"), table.requires_grad_()))
+
+
+@pytest.mark.parametrize("mode", ["session", "batch"])
+def test_the_gradient_of_the_next_item_loss_is_its_slope(mode):
+    rng = np.random.default_rng(6)
+    batch = random_batch(rng, 9, 3, 5)
+    predicted, table = random_vectors(rng, batch, 9, 4)
+    draws = next_item_negatives(mode, batch.items, 9, 6, generator("cpu", 1))
+    assert gradcheck(
+        lambda y, e: next_item_loss(y, e, batch, None, *draws), (predicted.requires_grad_(), table.requires_grad_())
+    )
+
+
+def tiny_model(architecture: str) -> SequenceEncoder:
+    torch.manual_seed(1)
+    config = ModelConfig(
+        architecture=architecture, dim=8, n_layers=1, n_heads=2, feed_forward=8, dropout=0.0, init="torch"
+    )
+    return SequenceEncoder(config, 12, 6).double()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_loss_is_the_weighted_sum_of_its_parts(architecture):
+    batch = random_batch(np.random.default_rng(8), 12, 4, 6)
+    model = tiny_model(architecture)
+    config = LossConfig(alpha=0.25, beta=2.0, n_negatives=10, visible_positive=True)
+    parts = training_loss(model, batch, config, (1, 2, 3))
+    assert parts.nce > 0
+    assert parts.loss.item() == pytest.approx(0.25 * parts.nce.item() + 2 * parts.nll.item(), abs=1e-12)
+    again = training_loss(model, batch, config, (1, 2, 3))
+    assert (again.loss, again.nll, again.nce) == (parts.loss, parts.nll, parts.nce)
+    other = training_loss(model, batch, config, (1, 2, 4))
+    assert other.nll != parts.nll
+
+
+def test_with_alpha_0_no_contrastive_work_is_done(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("contrastive work was done")
+
+    batch = random_batch(np.random.default_rng(8), 12, 4, 6)
+    model = tiny_model("unidirectional")
+    with_alpha = training_loss(model, batch, LossConfig(alpha=1.0, beta=0.5, n_negatives=10), (1, 1, 1))
+    for name in ("masked_info_nce", "skipped_items", "contrastive_loss", "next_positive"):
+        monkeypatch.setattr(skiprec.training_loss, name, refuse)
+    parts = training_loss(model, batch, LossConfig(alpha=0.0, beta=0.5, n_negatives=10), (1, 1, 1))
+    assert parts.nce == 0
+    assert parts.loss == 0.5 * parts.nll
+    assert parts.nll == with_alpha.nll  # the contrastive draws shift nothing in the others
+    with pytest.raises(AssertionError, match="contrastive work was done"):
+        training_loss(model, batch, LossConfig(alpha=0.1, n_negatives=10), (1, 1, 1))
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_scope_shifts_nothing_in_the_next_item_loss(scope):
+    batch = random_batch(np.random.default_rng(8), 12, 4, 6)
+    model = tiny_model("unidirectional")
+    alone = training_loss(model, batch, LossConfig(alpha=0.0, n_negatives=10), (1, 1, 1))
+    beside = training_loss(model, batch, LossConfig(negative_scope=scope, n_negatives=10), (1, 1, 1))
+    assert beside.nll == alone.nll
+    assert beside.nce > 0
+
+
+def test_a_causal_model_is_never_shown_the_last_item_of_a_prefix():
+    model = tiny_model("unidirectional")
+    seen = []
+    model.register_forward_pre_hook(lambda _, args: seen.append([a.tolist() for a in args]))
+    batch = batch_of([[1, 2, 3, 0], [4, 5, 6, 7]], [[H] * 4, [H] * 4], [3, 4])
+    training_loss(model, batch, LossConfig(alpha=0.0, n_negatives=3), (1, 1, 1))
+    assert seen == [[[[1, 2, 3], [4, 5, 6]], [2, 3]]]  # the 3 of the first session is beyond its length, and so padding
+
+
+def test_a_masked_model_is_shown_the_mask_and_is_asked_for_what_it_hides():
+    model = tiny_model("bidirectional")
+    seen = []
+    model.items.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    batch = random_batch(np.random.default_rng(8), 12, 4, 6)
+    config = LossConfig(alpha=0.0, n_negatives=3, mask_rate=0.5)
+    training_loss(model, batch, config, (1, 1, 1))
+    (inputs,) = seen
+    is_mask = inputs == model.mask_index
+    assert is_mask.any(1).all()
+    assert not (is_mask & ~batch.position_mask).any()
+    assert inputs[~is_mask].tolist() == batch.items[~is_mask].tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": -0.5}, "alpha is -0.5, expected 0 or more"),
+        ({"beta": float("inf")}, "beta is inf, expected 0 or more"),
+        ({"alpha": 0.0, "beta": 0.0}, "alpha and beta are both 0, so there is nothing to minimise"),
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"temperature": float("nan")}, "temperature must be positive, got nan"),
+        ({"n_negatives": 0}, "n_negatives is 0, expected at least 1"),
+        ({"mask_rate": 1.5}, "mask_rate is 1.5, expected 0 to 1"),
+        ({"mask_last_only": -0.1}, "mask_last_only is -0.1, expected 0 to 1"),
+    ],
+)
+def test_a_loss_config_out_of_range_says_so(settings, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the whole text is compared below
+        LossConfig(**settings)
+    assert str(caught.value) == message
