@@ -502,7 +502,9 @@ def importance(cells: Iterable[DoneCell], trials: Iterable[FrozenTrial]) -> Impo
         return Importance(shares=None, reason=reason, n_trials=len(cells))
 
     if len(cells) < MIN_TRIALS_FOR_IMPORTANCE:
-        return not_said(f"{len(cells)} S+ cells are complete, and at least {MIN_TRIALS_FOR_IMPORTANCE} are needed")
+        return not_said(
+            f"the study has {len(cells)} complete S+ cells, and at least {MIN_TRIALS_FOR_IMPORTANCE} are needed"
+        )
     if not names:
         return not_said("no setting differs between the S+ cells")
     if values[math.ceil(TOP_SHARE * len(values)) - 1] == values[-1]:
@@ -560,8 +562,7 @@ def judge(
             f"The best model has {rate(best.value)}, {name} {rate(floor)}. Models that have learnt nothing worth "
             "having say nothing about skips."
         )
-    remarks = [unfinished(counts)] if not counts.is_finished else []
-    remarks += [against_baseline(best, name, floor)] if baselines else []
+    remarks = [against_baseline(best, name, floor)] if baselines else []
     remarks += [
         f"{c.architecture.capitalize()}: no model is above {name}, so its S+ and S- are not counted in the answer."
         for c in comparisons
@@ -577,6 +578,8 @@ def judge(
     remarks += [about_control(c) for c in controls]
     if repeats is not None:
         remarks.append(about_seeds(repeats))
+    if not counts.is_finished:
+        answer = f"So far: {answer[0].lower()}{answer[1:]}"
     return Verdict(
         answer=answer, because=because, remarks=tuple(remarks), comparisons=tuple(comparisons), controls=tuple(controls)
     )
@@ -696,15 +699,6 @@ def against_baseline(best: DoneCell, name: str, floor: float) -> str:
     if difference <= width:
         return f"{text}, within the margin of {100 * width:.1f}: not shown to have learnt more."
     return f"{text}."
-
-
-def unfinished(counts: Counts) -> str:
-    """What is still missing."""
-    return (
-        f"The study is not finished: {counts.complete} of {counts.planned} cells are complete, "
-        f"{counts.running} running, {counts.waiting} waiting, {counts.failed} set aside after "
-        "failing. Everything here may still change."
-    )
 
 
 def cell_count(row: Row) -> str:

@@ -43,6 +43,8 @@ WIDTH = 9.0
 """Inches: the report's width at about 110 dots an inch."""
 DOTS = {"linestyle": "none", "markeredgewidth": 0}
 LONGEST_LABEL = 44
+FEW = 6
+"""Values of a setting that have a tick each."""
 JITTER = 0.13
 """Half the width over which a categorical value's dots are spread."""
 
@@ -97,30 +99,38 @@ def number(value: float) -> str:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Move labels apart to at least `gap`, in their order, as a whole staying where they were."""
-    order = np.argsort(places, kind="stable")
-    moved = np.array(places, dtype=float)[order]
-    for i in range(1, len(moved)):
-        moved[i] = max(moved[i], moved[i - 1] + gap)
-    moved += np.mean(places) - moved.mean() if len(moved) else 0
-    result = np.empty_like(moved)
-    result[order] = moved
-    return result.tolist()
+    """Move labels apart to at least `gap`, in their order; those that meet stay around their middle."""
+    groups: list[tuple[list[int], float]] = []
+    for i in np.argsort(places, kind="stable").tolist():
+        members, middle = [i], places[i]
+        while groups and middle - groups[-1][1] < gap * (len(members) + len(groups[-1][0])) / 2 * (1 - 1e-9):
+            members = groups.pop()[0] + members
+            middle = sum(places[j] for j in members) / len(members)
+        groups.append((members, middle))
+    moved = {j: middle + gap * (k - (len(g) - 1) / 2) for g, middle in groups for k, j in enumerate(g)}
+    return [moved[i] for i in range(len(places))]
 
 
 def numeric_axis(axes: Axes, name: str, values: Sequence[float]) -> None:
-    """Set up the x axis of a setting: ticks at the values that were tried where these are few."""
+    """Set up the x axis of a setting that is a number."""
     seen = sorted(set(values))
     if is_log(name, seen):
         axes.set_xscale("log")
-        pad = (seen[-1] / seen[0]) ** 0.07
+        pad = max(1.1, (seen[-1] / seen[0]) ** 0.07)
         axes.set_xlim(seen[0] / pad, seen[-1] * pad)
         axes.xaxis.set_minor_locator(NullLocator())
-    if len(seen) <= 6:
-        axes.set_xticks(seen, [number(v) for v in seen])
-    elif is_log(name, seen):
-        ticks = nice_log_ticks(seen[0], seen[-1])
-        axes.set_xticks(ticks, [number(t) for t in ticks])
+    ticks = axis_ticks(name, seen)
+    axes.set_xticks(ticks, [number(t) for t in ticks])
+
+
+def axis_ticks(name: str, values: Sequence[float]) -> list[float]:
+    """The values that were tried where these are few, else round numbers among them."""
+    seen = sorted(set(values))
+    if len(seen) <= FEW:
+        return seen
+    if is_log(name, seen):
+        return nice_log_ticks(seen[0], seen[-1])
+    return [t for t in MaxNLocator(5).tick_values(seen[0], seen[-1]).tolist() if seen[0] <= t <= seen[-1]]
 
 
 def nice_log_ticks(low: float, high: float) -> list[float]:
@@ -217,25 +227,22 @@ def column(axes: Axes, x: int, name: str, cells: Sequence[DoneCell]) -> list[flo
     """Draw one axis' labels; the height of each cell on it, between 0 and 1."""
     values = [c.settings.get(name) for c in cells]
     real = [v for v in values if v is not None]
-    if is_text(real) or None in values:
-        seen = sorted(set(real), key=str if is_text(real) else None)
-        seen = ([None] if None in values else []) + seen
+    if is_text(real):
+        seen = sorted(set(real), key=str)
         heights = {v: i / max(1, len(seen) - 1) for i, v in enumerate(seen)}
-        labels = {v: "no effect" if v is None else plain(v) if isinstance(v, str) else str(v) for v in seen}
-        # Lines through one name are fanned out a little, or a hundred of them would look like one.
-        step = 0.06 / max(1, len(cells) - 1)
-        drawn = [heights[v] + step * i - 0.03 for i, v in enumerate(values)]
+        labels = {v: plain(v) if isinstance(v, str) else str(v) for v in seen}
     else:
-        low, high = min(real), max(real)
+        ticks = axis_ticks(name, real)
         scale = np.log if is_log(name, real) else np.asarray
-        ticks = sorted(set(real))
-        if len(ticks) > 6:
-            ticks = nice_log_ticks(low, high) if is_log(name, real) else MaxNLocator(5).tick_values(low, high).tolist()
-            ticks = [t for t in ticks if low <= t <= high]
-        width = float(scale(high) - scale(low))
-        heights = {v: float(scale(v) - scale(low)) / width for v in {*ticks, *real}}
+        low, high = float(scale(min(real))), float(scale(max(real)))
+        heights = {v: (float(scale(v)) - low) / ((high - low) or 1.0) for v in {*ticks, *real}}
         labels = {v: number(v) for v in ticks}
-        drawn = [heights[v] for v in values]
+    if None in values:  # below all others
+        heights = {v: 0.25 + 0.75 * height for v, height in heights.items()} | {None: 0.0}
+        labels[None] = "no effect"
+    # Lines through one name are fanned out a little, or a hundred of them would look like one.
+    fan = np.linspace(-0.03, 0.03, len(cells)) if is_text(real) else np.zeros(len(cells))
+    drawn = [heights[v] + shift for v, shift in zip(values, fan, strict=True)]
     for value, label in labels.items():
         axes.annotate(
             label, (x, heights[value]), (5, 0), textcoords="offset points", va="center", fontsize=8, zorder=5,

@@ -24,7 +24,6 @@ from skiprec.evaluation import HIT_RATE_AT
 from skiprec.files import new_folder, refuse_existing
 from study import plots
 from study.analysis import (
-    MIN_TRIALS_FOR_IMPORTANCE,
     RATIO,
     Analysis,
     DoneCell,
@@ -55,34 +54,36 @@ OTHER_METRICS = {
 CAPTIONS = {
     "table1": (
         "The best cell of each row",
-        "Dots with bars: the best cell of each row with its 95% margin for the sampling of sessions. Faint dots: the row's "
-        "other cells, of which the best was picked. Dashed: baselines, but random, which is far to the left. Whether a "
-        "difference is shown is said at the top; it is not whether two bars overlap.",
+        "Dots with bars: the best cell of each row with its 95% margin for the sampling of sessions. Faint dots: "
+        "the row's other cells, of which the best was picked. Dashed: baselines, but random, which is far to the "
+        "left. Whether a difference is shown is said at the top; it is not whether two bars overlap.",
     ),
     "parallel_coordinates": (
         "Every cell through its settings",
-        "Each line is a cell, through its settings to its value: dark is high, orange the best. Where a setting does "
-        "nothing in a cell, as the context without skips, the line goes through \u201cno effect\u201d.",
+        "Each line is a cell, through its settings to its value: dark is high, orange the best. Where a setting "
+        "does nothing in a cell, as the context without skips, the line goes through \u201cno effect\u201d.",
     ),
     "slices": (
         "One setting at a time",
-        "Each dot is a cell, with all other settings varying behind it. Dashed: the strongest baseline. Where values are "
-        "names, dots are spread sideways. Cells that a setting does not affect are left out of its panel.",
+        "Each dot is a cell, with all other settings varying behind it. Dashed: the strongest baseline. Where "
+        "values are names, dots are spread sideways. Cells that a setting does not affect are left out of its "
+        "panel.",
     ),
     "importance": (
         "Which settings matter for S+",
-        "PED-ANOVA over the S+ cells: how well each setting alone tells the best tenth of them from the rest, as shares of "
-        "the sum. A share says that a setting matters, not which value is good; with fewer than some fifty cells it is a "
-        "hint.",
+        "PED-ANOVA over the S+ cells: how well each setting alone tells the best tenth of them from the rest, as "
+        "shares of the sum. A share says that a setting matters, not which value is good; with fewer than some "
+        "fifty cells it is a hint.",
     ),
     "learning_curves": (
         "Learning curves",
-        "Faint: every cell. Bold: the best cell of each arm, its chosen epoch marked, its value beside its name. Dashed: "
-        "baselines but random.",
+        "Faint: every cell. Bold: the best cell of each arm, its chosen epoch marked, its value beside its name. "
+        "Dashed: baselines but random.",
     ),
     "cost": (
         "Seconds of each cell",
-        "Each dot is a cell; the stroke is the arm's median. Training stops early, so time follows the number of epochs.",
+        "Each dot is a cell; the stroke is the arm's median. Training stops early, so time follows the number of "
+        "epochs.",
     ),
 }
 """Each figure's title, and what it shows."""
@@ -228,7 +229,6 @@ def contents(found: Analysis, pictures: dict[str, Picture]) -> dict[str, Any]:
             "data": data(found),
             "origin": origin(found),
         },
-        "min_trials_for_importance": MIN_TRIALS_FOR_IMPORTANCE,
         "rate": rate,
         "duration": duration,
     }

@@ -1,6 +1,7 @@
 """The MLflow UI as a child process, with settings that start fast, and the page that shows a study's trials."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -19,14 +20,19 @@ def serve(where: Places, port: int) -> None:
     """Serve until interrupted.
 
     Raises:
-        StudyError: If the server ends by itself, or never answers.
+        StudyError: If the port is taken, or the server ends by itself, or never answers.
         KeyboardInterrupt: After Ctrl-C, when the server has ended.
     """
+    with socket.socket() as probe:
+        # The server itself would start, fail in a child process, and never answer.
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise StudyError(f"127.0.0.1:{port} is taken by another program; give another --port")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", where.tracking_uri, "--artifacts-destination", where.artifacts.as_uri()]
     # Without its job runners the server is 2 processes instead of 15, and ready in a third of the time.
     quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    server = subprocess.Popen(command, env=os.environ | quick)
+    # Its own chatter goes with the errors: what this command prints is for people to read or programs to parse.
+    server = subprocess.Popen(command, env=os.environ | quick, stdout=sys.stderr)
     address = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(server, address, where)
@@ -50,8 +56,7 @@ def wait_until_ready(server: subprocess.Popen, address: str, where: Places) -> N
     while time.monotonic() < until:
         if server.poll() is not None:
             raise StudyError(
-                f"the MLflow server at {address} on {without_password(where.tracking_uri)} did not start (see above); "
-                "if the port is taken, give another --port"
+                f"the MLflow server at {address} on {without_password(where.tracking_uri)} did not start (see above)"
             )
         try:
             with urllib.request.urlopen(f"{address}/health", timeout=1):

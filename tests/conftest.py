@@ -10,8 +10,8 @@ from skiprec.dataset import Dataset, load_dataset
 from skiprec.model import ModelConfig
 from skiprec.prepare import Manifest, PrepareConfig, prepare_logs
 from skiprec.synthetic import synthesize_logs
-from skiprec.training_loss import LossConfig
 from skiprec.trainer import TrainConfig
+from skiprec.training_loss import LossConfig
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """Studies as workers leave them, without training anything: numbers that a test can work out by hand."""
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from skiprec.config import flatten, from_flat
@@ -22,6 +22,13 @@ def metrics_at(value, **changes):
     groups = {"heard": 1.1, "skipped": 0.8, "repeat": 1.5, "new": 0.9}
     metrics |= {f"val/{name}/hr_at_10": share * value for name, share in groups.items()}
     return metrics | {"val/skip_gap": 0.3 * value} | changes
+
+
+def space(name, value):
+    """A list, as exhaustive recipes have it, where the value is in it; else a range, as searches have it."""
+    if value in LISTS[name]:
+        return CategoricalDistribution(LISTS[name])
+    return FloatDistribution(1e-5, 2.0, log=name == "learning_rate")
 
 
 class FakeStudy:
@@ -79,7 +86,7 @@ class FakeStudy:
             state = TrialState.FAIL
             attrs |= {"interrupted": True} if interrupted else {}
             attrs |= {"error": error} if error else {}
-        spaces = {name: CategoricalDistribution(LISTS.get(name, [value])) for name, value in params.items()}
+        spaces = {name: space(name, value) for name, value in params.items()}
         about = {"user_attrs": attrs, "intermediate_values": curve}
         self.study.add_trial(create_trial(state=state, value=value, params=params, distributions=spaces, **about))
         self.cells[cell] = {"arm": arm}

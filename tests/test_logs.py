@@ -192,7 +192,7 @@ def test_a_bad_row_is_named_with_what_was_found_and_expected(tmp_path, monkeypat
 
 
 def test_a_long_row_does_not_hide_behind_a_short_one(tmp_path):
-    rows = [log_row("a"), log_row("b") + ",1", log_row("c").rpartition(",")[0]]
+    rows = [log_row("a"), log_row("b") + ",1", log_row("c").rpartition(",")[0], log_row("d")]
     path = write_log(tmp_path / "log.csv", rows)
     assert refusal(path) == f"{path}, row 3: 22 fields, expected 21 as in the header"
 

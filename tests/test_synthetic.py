@@ -178,6 +178,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
         synthesize_logs(tmp_path / name, sessions=50, items=100, seed=seed, progress=False)
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert content(tmp_path / "a") != content(tmp_path / "c")
+    assert content(tmp_path / "a")[0][3:8] == bytes(5)  # gzip notes no name and no time (RFC 1952, 2.3)
 
 
 @pytest.mark.parametrize(

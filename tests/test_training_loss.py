@@ -41,6 +41,14 @@ def random_batch(rng: np.random.Generator, n_items: int, B: int, T: int) -> Batc
     return Batch(torch.tensor(items), torch.tensor(skipped), torch.tensor(lengths))
 
 
+# Three sessions with skips, replays, an item of the next session, and padding.
+RICH = batch_of(
+    [[1, 2, 3, 2, 4, 5], [5, 6, 1, 7, 7, 0], [8, 1, 9, 3, 0, 0]],
+    [[H, S, S, H, S, H], [S, S, H, S, H, H], [H, S, H, H, H, H]],
+    [6, 5, 4],
+)
+
+
 def random_masked(rng: np.random.Generator, batch: Batch) -> torch.Tensor:
     return torch.tensor(rng.random(batch.items.shape) < 0.5) & batch.position_mask
 
@@ -100,8 +108,9 @@ def compare_contrastive(rng, B, T, n_items, scope, context, architecture, anchor
 def test_the_contrastive_loss_is_the_slow_one(scope, context, architecture, anchors, visible_positive):
     rng = np.random.default_rng(7)
     options = (scope, context, architecture, anchors, visible_positive)
-    losses = [compare_contrastive(rng, B, T, 12, *options) for B, T in [(1, 6), (2, 4), (3, 7), (5, 5), (5, 8), (4, 9)]]
-    assert sum(loss > 0 for loss in losses) >= 3  # comparing nothing with nothing shows nothing
+    shapes = [(1, 6), (2, 4), (3, 7), (5, 5), (5, 8), (4, 9)] * 3
+    losses = [compare_contrastive(rng, B, T, 12, *options) for B, T in shapes]
+    assert sum(loss > 0 for loss in losses) >= 5  # comparing nothing with nothing shows nothing
 
 
 @settings(max_examples=150, deadline=None)
@@ -261,7 +270,7 @@ def test_an_item_skipped_twice_is_one_negative():
 def test_padding_is_as_if_absent(scope, architecture):
     """Three more columns of padding, marked skipped, change nothing."""
     rng = np.random.default_rng(3)
-    batch = random_batch(rng, 9, 3, 6)
+    batch = RICH
     wide = Batch(
         torch.nn.functional.pad(batch.items, (0, 3)), torch.nn.functional.pad(batch.skipped, (0, 3)), batch.lengths
     )
@@ -302,10 +311,10 @@ def test_a_batch_of_one_has_no_other_session():
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_the_gradient_of_the_contrastive_loss_is_its_slope(context, architecture):
     rng = np.random.default_rng(5)
-    batch = random_batch(rng, 8, 3, 5)
+    batch = RICH
     masked = random_masked(rng, batch) if architecture == "bidirectional" else None
-    predicted, table = random_vectors(rng, batch, 8, 5 if masked is not None else 4)
-    skips = skipped_items("session", batch.items, batch.skipped, n_items=8, generator=generator("cpu", 1))
+    predicted, table = random_vectors(rng, batch, 9, 6 if masked is not None else 5)
+    skips = skipped_items("session", batch.items, batch.skipped, n_items=9, generator=generator("cpu", 1))
     config = LossConfig(context=context, temperature=0.5, visible_positive=True)
     assert contrastive_loss(predicted, table, batch, masked, *skips, config) > 0
 
@@ -318,8 +327,8 @@ def test_the_gradient_of_the_contrastive_loss_is_its_slope(context, architecture
 @pytest.mark.parametrize("mode", ["session", "batch"])
 def test_the_gradient_of_the_next_item_loss_is_its_slope(mode):
     rng = np.random.default_rng(6)
-    batch = random_batch(rng, 9, 3, 5)
-    predicted, table = random_vectors(rng, batch, 9, 4)
+    batch = RICH
+    predicted, table = random_vectors(rng, batch, 9, 5)
     draws = next_item_negatives(mode, batch.items, 9, 6, generator("cpu", 1))
     assert gradcheck(
         lambda y, e: next_item_loss(y, e, batch, None, *draws), (predicted.requires_grad_(), table.requires_grad_())

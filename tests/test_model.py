@@ -1,0 +1,304 @@
+"""The encoder: what each position may see, where positions are counted from, and how weights start."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from skiprec.model import ModelConfig, SequenceEncoder, position_mask
+
+N_ITEMS, MAX_LENGTH = 30, 8
+
+VARIANTS = list(itertools.product(("unidirectional", "bidirectional"), ("pre", "post"), ("from_end", "from_start")))
+every_variant = pytest.mark.parametrize(("architecture", "norm", "positions"), VARIANTS)
+causal_variants = pytest.mark.parametrize(("architecture", "norm", "positions"), VARIANTS[:4])
+
+
+def make(seed: int = 1, n_items: int = N_ITEMS, max_length: int = MAX_LENGTH, **config) -> SequenceEncoder:
+    """A model in float64 without dropout, its embeddings large enough for every input to count."""
+    torch.manual_seed(seed)
+    small = {"dim": 16, "n_heads": 4, "feed_forward": 16, "init": "torch"}
+    return SequenceEncoder(ModelConfig(**small | config), n_items, max_length).double().eval()
+
+
+SESSIONS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0], [7, 0, 0, 0, 0, 0]])
+LENGTHS = torch.tensor([6, 3, 1])
+REAL = position_mask(LENGTHS, 6)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.allclose(a, b, rtol=0, atol=1e-10)
+
+
+@causal_variants
+@torch.no_grad()
+def test_changing_later_items_changes_nothing_at_a_position(architecture, norm, positions):
+    model = make(architecture=architecture, norm=norm, positions=positions)
+    before = model(SESSIONS, LENGTHS)
+    for i in range(5):
+        changed = SESSIONS.clone()
+        changed[0, i + 1 :] = torch.arange(20, 25)[: 5 - i]
+        after = model(changed, LENGTHS)
+        assert close(after[0, : i + 1], before[0, : i + 1])
+        assert not (after[0, i + 1] - before[0, i + 1]).abs().max() < 1e-6
+
+
+def test_no_gradient_reaches_a_position_from_later_items():
+    model = make()
+    hidden = model(SESSIONS[:1], LENGTHS[:1])
+    hidden[0, 2].sum().backward()
+    assert model.items.weight.grad.any(1).nonzero().flatten().tolist() == [1, 3, 4]  # the first three items
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@torch.no_grad()
+def test_the_bidirectional_model_sees_both_ways(norm):
+    model = make(architecture="bidirectional", norm=norm)
+    before = model(SESSIONS, LENGTHS)
+    for i in range(6):
+        changed = SESSIONS.clone()
+        changed[0, i] = 20
+        assert ((model(changed, LENGTHS) - before)[0].abs().amax(-1) > 1e-6).all()
+
+
+@every_variant
+@torch.no_grad()
+def test_what_stands_in_the_padding_changes_nothing(architecture, norm, positions):
+    model = make(architecture=architecture, norm=norm, positions=positions)
+    filled = torch.where(REAL, SESSIONS, 17)
+    assert close(model(filled, LENGTHS)[REAL], model(SESSIONS, LENGTHS)[REAL])
+    assert close(model.next_item(filled, LENGTHS), model.next_item(SESSIONS, LENGTHS))
+
+
+@every_variant
+@torch.no_grad()
+def test_the_width_of_the_padding_changes_nothing(architecture, norm, positions):
+    model = make(architecture=architecture, norm=norm, positions=positions)
+    wide = nn.functional.pad(SESSIONS, (0, 2))
+    assert close(model(wide, LENGTHS)[:, :6][REAL], model(SESSIONS, LENGTHS)[REAL])
+    for b, length in enumerate(LENGTHS.tolist()):
+        alone = SESSIONS[b : b + 1, :length]
+        assert close(model(alone, LENGTHS[b : b + 1])[0], model(SESSIONS, LENGTHS)[b, :length])
+        assert close(model.next_item(alone, LENGTHS[b : b + 1])[0], model.next_item(SESSIONS, LENGTHS)[b])
+
+
+@every_variant
+@torch.no_grad()
+def test_a_position_is_finite_everywhere_padding_included(architecture, norm, positions):
+    model = make(architecture=architecture, norm=norm, positions=positions).train()
+    assert model(SESSIONS, LENGTHS).isfinite().all()
+
+
+def used_positions(model: SequenceEncoder, length: int, *, serve: bool) -> list[int]:
+    """Rows of the position table that reach the output of a session's real positions."""
+    items = torch.arange(1, length + 1)[None]
+    lengths = torch.tensor([length])
+    output = model.next_item(items, lengths) if serve else model(items, lengths)
+    output.sum().backward()
+    return model.positions.weight.grad.any(1).nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("serve", [False, True])
+def test_positions_from_the_end_give_the_last_item_the_last_position(serve):
+    assert used_positions(make(), 3, serve=serve) == [5, 6, 7]
+    assert used_positions(make(), 8, serve=serve) == list(range(8))
+
+
+def test_positions_from_the_start_give_the_first_item_the_first_position():
+    assert used_positions(make(positions="from_start"), 3, serve=True) == [0, 1, 2]
+
+
+def test_the_mask_takes_a_position_of_its_own_after_the_session():
+    """K + 1 positions serve a session of K; the model is made with max_length + 1 of them."""
+    model = make(architecture="bidirectional")
+    assert model.n_positions == MAX_LENGTH + 1
+    assert used_positions(model, 3, serve=True) == [5, 6, 7, 8]
+    assert used_positions(make(architecture="bidirectional"), 3, serve=False) == [6, 7, 8]
+    assert used_positions(make(architecture="bidirectional", positions="from_start"), 3, serve=True) == [0, 1, 2, 3]
+    assert used_positions(make(architecture="bidirectional"), MAX_LENGTH, serve=True) == list(range(9))
+    full = make(architecture="bidirectional", positions="from_start")
+    assert used_positions(full, MAX_LENGTH, serve=True) == list(range(9))
+
+
+def test_only_the_bidirectional_model_has_a_mask_row_and_position():
+    causal, both = make(), make(architecture="bidirectional")
+    assert (len(causal.items.weight), len(causal.positions.weight)) == (1 + N_ITEMS, MAX_LENGTH)
+    assert (len(both.items.weight), len(both.positions.weight)) == (2 + N_ITEMS, MAX_LENGTH + 1)
+    assert both.mask_index == N_ITEMS + 1
+
+
+@pytest.mark.parametrize("positions", ["from_end", "from_start"])
+@torch.no_grad()
+def test_the_next_item_of_a_causal_model_is_its_output_at_the_last_item(positions):
+    model = make(positions=positions)
+    hidden = model(SESSIONS, LENGTHS)
+    assert close(model.next_item(SESSIONS, LENGTHS), torch.stack([hidden[0, 5], hidden[1, 2], hidden[2, 0]]))
+
+
+@pytest.mark.parametrize("positions", ["from_end", "from_start"])
+@torch.no_grad()
+def test_the_next_item_of_a_bidirectional_model_is_its_output_at_an_appended_mask(positions):
+    model = make(architecture="bidirectional", positions=positions)
+    mask = model.mask_index
+    by_hand = torch.tensor([[3, 1, 4, 1, 5, 9, mask], [2, 6, 5, mask, 0, 0, 0], [7, mask, 0, 0, 0, 0, 0]])
+    hidden = model(by_hand, LENGTHS + 1)
+    assert close(model.next_item(SESSIONS, LENGTHS), torch.stack([hidden[0, 6], hidden[1, 3], hidden[2, 1]]))
+
+
+@every_variant
+@torch.no_grad()
+def test_every_real_item_counts(architecture, norm, positions):
+    model = make(architecture=architecture, norm=norm, positions=positions)
+    before = model.next_item(SESSIONS, LENGTHS)
+    for i in range(6):
+        changed = SESSIONS.clone()
+        changed[0, i] = 20
+        assert (model.next_item(changed, LENGTHS) - before)[0].abs().max() > 1e-6
+
+
+@torch.no_grad()
+def test_serving_does_not_change_the_session():
+    for architecture in ("unidirectional", "bidirectional"):
+        items = SESSIONS.clone()
+        make(architecture=architecture).next_item(items, LENGTHS)
+        assert torch.equal(items, SESSIONS)
+
+
+def by_kind(model: SequenceEncoder) -> dict[str, dict[str, torch.Tensor]]:
+    kinds: dict[str, dict[str, torch.Tensor]] = {"table": {}, "matrix": {}, "norm": {}, "bias": {}}
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
+    for name, parameter in model.named_parameters():
+        if name in ("items.weight", "positions.weight"):
+            kind = "table"
+        elif id(parameter) in norms:
+            kind = "norm"
+        else:
+            kind = "matrix" if parameter.ndim == 2 else "bias"
+        kinds[kind][name] = parameter.detach()
+    assert all(kinds.values())
+    return kinds
+
+
+def big(init: str, architecture: str = "bidirectional") -> SequenceEncoder:
+    """Enough rows for a standard deviation to be told."""
+    return make(n_items=2000, max_length=400, dim=64, init=init, architecture=architecture).float()
+
+
+def as_pytorch_makes(model: SequenceEncoder) -> bool:
+    """Whether the layers beside the tables have the spread of PyTorch's own initialisation, read from fresh layers."""
+    torch.manual_seed(99)
+    fresh = nn.TransformerEncoderLayer(64, 4, 16)
+    block = model.blocks[0]
+    pairs = [
+        (block.linear1.weight, fresh.linear1.weight),
+        (block.self_attn.in_proj_weight, fresh.self_attn.in_proj_weight),
+        (model.head[0].weight, nn.Linear(64, 64).weight),
+    ]
+    return all(0.9 < (ours.std() / theirs.std()).item() < 1.1 for ours, theirs in pairs)
+
+
+def test_init_normal_cuts_the_tables_at_two_standard_deviations_of_002():
+    """A normal cut at +-2 std has 0.8796 of its standard deviation."""
+    model = big("normal")
+    for name, table in by_kind(model)["table"].items():
+        values = table[1:] if name == "items.weight" else table
+        assert values.abs().max() <= 0.04
+        assert values.abs().max() > 0.039
+        assert values.std().item() == pytest.approx(0.02 * 0.8796, rel=0.02)
+        assert values.mean().abs() < 0.001
+    assert as_pytorch_makes(model)
+
+
+def test_init_paper_is_almost_uniform_within_002_with_zero_biases():
+    """A normal of std 1 cut at +-0.02 is flat: its standard deviation is 0.02 / sqrt(3)."""
+    model = big("paper")
+    kinds = by_kind(model)
+    for name, weights in (kinds["table"] | kinds["matrix"]).items():
+        values = weights[1:] if name == "items.weight" else weights
+        assert values.abs().max() <= 0.02, name
+        assert values.std().item() == pytest.approx(0.02 / 3**0.5, rel=0.06), name
+    assert not any(bias.any() for bias in kinds["bias"].values())
+    for name, values in kinds["norm"].items():
+        assert (values == (1 if name.endswith("weight") else 0)).all(), name
+
+
+def test_init_torch_draws_the_tables_from_a_standard_normal():
+    model = big("torch")
+    for name, table in by_kind(model)["table"].items():
+        values = table[1:] if name == "items.weight" else table
+        assert values.std().item() == pytest.approx(1, rel=0.03)
+        assert values.abs().max() > 3
+    assert as_pytorch_makes(model)
+
+
+@pytest.mark.parametrize("init", ["normal", "paper", "torch"])
+def test_the_padding_row_is_zero_and_the_mask_row_is_not(init):
+    model = make(init=init, architecture="bidirectional")
+    assert not model.items.weight[0].any()
+    assert model.items.weight[model.mask_index].any()
+
+
+@pytest.mark.parametrize("init", ["normal", "paper", "torch"])
+def test_layers_start_from_different_weights(init):
+    first, second = make(init=init).blocks
+    assert not torch.equal(first.linear1.weight, second.linear1.weight)
+    assert not torch.equal(first.self_attn.in_proj_weight, second.self_attn.in_proj_weight)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not():
+    def weights(seed):
+        return torch.cat([p.flatten() for p in make(seed).parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_the_head_is_a_linear_layer_and_gelu():
+    """GELU is never below -0.17, and the outputs of a linear layer are."""
+    model = make()
+    output = model(SESSIONS, LENGTHS)
+    assert output.min() > -0.17
+    assert output.max() > 0.17
+
+
+def test_the_shape_is_as_configured():
+    model = make(n_layers=3, activation="relu", dropout=0.4, feed_forward=24)
+    assert len(model.blocks) == 3
+    block = model.blocks[2]
+    assert block.linear1.weight.shape == (24, 16)
+    assert block.self_attn.num_heads == 4
+    assert block.activation is nn.functional.relu
+    assert (block.dropout.p, block.dropout1.p, block.self_attn.dropout) == (0.4, 0.4, 0.4)
+    assert make().blocks[0].activation is nn.functional.gelu
+    assert make(norm="pre").blocks[0].norm_first
+    assert not make(norm="post").blocks[0].norm_first
+    assert isinstance(make(norm="pre").last_norm, nn.LayerNorm)
+    assert isinstance(make(norm="post").last_norm, nn.Identity)
+
+
+def test_the_defaults_are_those_of_the_paper():
+    config = ModelConfig()
+    assert (config.dim, config.n_layers, config.n_heads, config.feed_forward) == (128, 2, 8, 128)
+    assert (config.architecture, config.norm, config.positions, config.init) == (
+        "unidirectional",
+        "pre",
+        "from_end",
+        "normal",
+    )
+    assert (config.activation, config.dropout) == ("gelu", 0.2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dim": 0}, "dim is 0, expected at least 1"),
+        ({"n_layers": 0}, "n_layers is 0, expected at least 1"),
+        ({"dim": 10, "n_heads": 4}, "n_heads (4) must divide dim (10)"),
+        ({"dropout": 1.0}, "dropout is 1.0, expected 0 or more and less than 1"),
+    ],
+)
+def test_a_model_config_out_of_range_says_so(settings, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the whole text is compared below
+        ModelConfig(**settings)
+    assert str(caught.value) == message

@@ -1,0 +1,251 @@
+"""The report as files: whole or not at all, escaped, readable offline and by programs."""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from fake_study import AWKWARD, FakeStudy, metrics_at, mixed_study
+
+from skiprec.config import from_flat, read_toml
+from skiprec.errors import OutputError, StudyError
+from study import report
+from study.report import Table, duration, markdown_environment, markdown_table, markdown_text, write_report
+
+FIGURES = ("table1", "parallel_coordinates", "slices", "importance", "learning_curves", "cost")
+
+
+class Page(HTMLParser):
+    """What a browser would see of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.addresses, self.text, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag not in ("img", "meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The report on the mixed study: its files."""
+    return write_report(mixed_study().study, tmp_path_factory.mktemp("reports") / "deep" / "report")
+
+
+@pytest.fixture(scope="module")
+def folder(written):
+    return written[0].parent
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return Page((folder / "report.html").read_text())
+
+
+def test_every_file_is_written_and_named(written, folder):
+    """And nothing else, beside them either."""
+    assert [str(path.relative_to(folder)) for path in written] == [
+        "report.html", "report.md", "summary.json", "trials.csv", "best.toml", *(f"figures/{n}.png" for n in FIGURES),
+    ]  # fmt: skip
+    assert sorted(path for path in folder.parent.rglob("*") if path.is_file()) == sorted(written)
+
+
+def test_the_page_needs_nothing_but_itself(folder, page):
+    """No script, nothing fetched: each picture is in it."""
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert len(page.addresses) == len(FIGURES)
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    style = re.search(r"<style>(.*?)</style>", (folder / "report.html").read_text(), re.DOTALL)[1]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_the_page_is_well_formed(page):
+    """Every tag that opens closes, in order; one title, one main heading."""
+    assert page.open == []
+    assert (page.tags.count("title"), page.tags.count("h1")) == (1, 1)
+
+
+def test_names_and_errors_are_text_and_not_tags(folder, page):
+    """The arm `<b>|x $y_` and an error with a script in it."""
+    assert "b" not in page.tags
+    assert AWKWARD in " ".join(page.text)
+    assert "<script>alert(1)</script>" in " ".join(page.text)
+    assert "<script" not in (folder / "report.html").read_text()
+
+
+def test_markdown_escapes_cells(folder):
+    """A pipe would end a cell, a tag would be one; the rows keep their number of cells."""
+    text = (folder / "report.md").read_text()
+    assert r"&lt;b&gt;\|x \$y_" in text
+    assert "<script" not in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_markdown_shows_the_figures_by_their_files(folder):
+    """Each link is there, and what it points to."""
+    links = re.findall(r"!\[[^\]]+\]\((.*?)\)", (folder / "report.md").read_text())
+    assert sorted(links) == sorted(f"figures/{name}.png" for name in FIGURES)
+    assert all((folder / link).read_bytes().startswith(b"\x89PNG") for link in links)
+
+
+def test_markdown_text_is_one_line_that_says_just_what_it_was():
+    """No code, emphasis, links, tags, entities or formulas."""
+    assert markdown_text("a\nb *c* `d` [e] <f> &g; h|i $j$ k\\l learning_rate") == (
+        r"a b \*c\* \`d\` \[e\] &lt;f&gt; &amp;g; h\|i \$j\$ k\\l learning_rate"
+    )
+
+
+def test_markdown_escapes_every_value_unless_told_otherwise():
+    """A template cannot forget it."""
+    assert markdown_environment().from_string("{{ x }}").render(x="<b>") == "&lt;b&gt;"
+
+
+def test_a_markdown_table_aligns_numbers_to_the_right():
+    """And shows strong rows in bold, empty cells apart."""
+    assert markdown_table(Table(("a", "b"), (("x", "1"), ("", "2")), strong=(1,))) == (
+        "| a | b |\n| --- | ---: |\n| x | 1 |\n|  | **2** |"
+    )
+
+
+def test_both_pages_start_with_the_answer(folder, page):
+    """Best settings and whether skips help, before everything else."""
+    text = " ".join(" ".join(page.text).split())
+    best, answer, table = (text.index(t) for t in (".4640 validation HR@10", "Do skips help here?", "Table 1"))
+    assert best < answer < table
+    head = (folder / "report.md").read_text()[:900]
+    assert "**Best settings: .4640 validation HR@10, unidirectional S+ item.**" in head
+    assert "**Do skips help here? Not shown; bidirectional, S+ is below S-.**" in head
+
+
+def test_table1_has_ours_beside_the_papers(folder):
+    """S+ item: HR@1 .5, HR@5 .8, HR@20 1.1 times .464; the missing row says that it is missing."""
+    text = (folder / "report.md").read_text()
+    assert "| **.2320** | **.3712** | **.4640** | **.5104** | **.3073** | **.5088** | **.5867** | **.6554** |" in text
+    assert (
+        "| bidirectional S+ session | not in this study | 0 | - | - | - | - | .2101 | .4370 | .5270 | .6101 |" in text
+    )
+    assert "**validation**" in text
+
+
+def test_the_summary_is_json_with_the_verdicts_numbers(folder):
+    """Read by programs: strict JSON, differences and margins as numbers."""
+    found = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert found["best"]["value"] == pytest.approx(0.464)
+    assert found["finished"] is True
+    uni, bi, control = found["verdict"]["comparisons"]
+    assert uni["difference"] == pytest.approx(0.014)
+    assert (uni["outcome"], bi["outcome"]) == ("no difference shown", "lower")
+    assert control["with"] == "control other_session, item"
+    assert found["cells"] == {"planned": 36, "complete": 35, "running": 0, "waiting": 0, "pruned": 0, "failed": 1}
+    assert found["attempts"] == {"failed": 3, "interrupted": 1, "cells_recovered": 1}
+
+
+def test_a_metric_that_is_not_finite_becomes_null(tmp_path):
+    """JSON has no NaN, and the pages show a dash."""
+    fake = FakeStudy()
+    fake.add(0.45, alpha=0.5, learning_rate=0.001, metrics=metrics_at(0.45) | {"val/mrr": float("nan")})
+    write_report(fake.study, tmp_path / "report")
+    found = json.loads((tmp_path / "report" / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert found["best"]["metrics"]["val/mrr"] is None
+    assert "nan" not in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_trials_csv_has_a_line_for_each_attempt(folder):
+    """With names as they are: a CSV quotes, and escapes nothing."""
+    with open(folder / "trials.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 39
+    assert sum(row["arm"] == AWKWARD for row in rows) == 4
+    assert {row["attempt"] for row in rows} == {"1", "2"}
+
+
+def test_best_toml_is_the_best_cells_configuration(folder):
+    """Every setting of it, as `skiprec train --config` reads it."""
+    config = from_flat(read_toml(folder / "best.toml"))
+    assert (config.loss.alpha, config.loss.context, config.learning_rate, config.seed) == (1.0, "item", 0.0005, 1)
+
+
+def test_the_command_quotes_the_path(page):
+    """The dataset's folder has a space in its name."""
+    assert "skiprec train 'data/mini set' --config best.toml --out RUN" in " ".join(page.text)
+
+
+def test_the_same_study_gives_the_same_bytes(folder, tmp_path):
+    """Pictures too: no date, no random order."""
+    for path in write_report(mixed_study().study, tmp_path / "again"):
+        assert path.read_bytes() == (folder / path.relative_to(tmp_path / "again")).read_bytes(), path
+
+
+def test_an_unfinished_study_says_so_at_the_top(tmp_path):
+    """Before the answer, in both pages and in the summary."""
+    write_report(mixed_study(planned=60).study, tmp_path / "report")
+    text = " ".join(Page((tmp_path / "report" / "report.html").read_text()).text)
+    assert text.index("Unfinished.") < text.index("Best settings")
+    assert "35 of 60 cells are complete" in text
+    assert "> **Unfinished.** 35 of 60 cells" in (tmp_path / "report" / "report.md").read_text()
+    assert json.loads((tmp_path / "report" / "summary.json").read_text())["finished"] is False
+
+
+def test_one_trial_makes_a_report(tmp_path):
+    """Without the figures that would show nothing, and with the reason."""
+    fake = FakeStudy(baselines={})
+    fake.add(0.44, alpha=0.5, learning_rate=0.001)
+    written = {path.name for path in write_report(fake.study, tmp_path / "report")}
+    assert {"table1.png", "learning_curves.png", "cost.png"} <= written
+    assert not {"slices.png", "parallel_coordinates.png", "importance.png"} & written
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "This study cannot say" in text
+    assert "No setting differs between the complete cells" in text
+
+
+def test_a_study_that_failed_throughout_is_refused(tmp_path):
+    """Nothing is left behind."""
+    fake = FakeStudy()
+    for attempt in (1, 2):
+        fake.add(cell="only", attempt=attempt, error="boom", alpha=0.5, learning_rate=0.001)
+    with pytest.raises(StudyError, match="0 waiting, 1 failed"):
+        write_report(fake.study, tmp_path / "report")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_refused_and_left_alone(tmp_path):
+    """Even an empty one."""
+    (tmp_path / "report").mkdir()
+    with pytest.raises(OutputError, match="already exists"):
+        write_report(mixed_study().study, tmp_path / "report")
+    assert list((tmp_path / "report").iterdir()) == []
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    """The disk fills at the third file."""
+    write_bytes = report.Path.write_bytes
+
+    def full(path, content):
+        if path.name == "summary.json":
+            raise OSError(28, "No space left on device")
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(report.Path, "write_bytes", full)
+    fake = FakeStudy()
+    fake.add(0.44, alpha=0.5, learning_rate=0.001)
+    with pytest.raises(OutputError, match="No space left"):
+        write_report(fake.study, tmp_path / "report")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_durations_are_in_a_unit_that_fits():
+    """Seconds, minutes, hours."""
+    assert [duration(s) for s in (48, 720, 12240)] == ["48 s", "12 min", "3.4 h"]
