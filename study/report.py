@@ -133,6 +133,7 @@ def write_report(study: optuna.Study, out: Path) -> list[Path]:
         StudyError: If no cell is complete.
     """
     refuse_existing(out)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the importance makes a study in memory, and announces it
     found = analyse(study)
     pictures = draw(found)
     page = contents(found, pictures)

@@ -148,6 +148,7 @@ def test_the_summary_is_json_with_the_verdicts_numbers(folder):
     uni, bi, control = found["verdict"]["comparisons"]
     assert uni["difference"] == pytest.approx(0.014)
     assert (uni["outcome"], bi["outcome"]) == ("no difference shown", "lower")
+    assert (uni["of"], uni["with"], uni["cells"], uni["other_cells"]) == ("S+ item", "S-", 28, 4)
     assert control["with"] == "control other_session, item"
     assert found["cells"] == {"planned": 36, "complete": 35, "running": 0, "waiting": 0, "pruned": 0, "failed": 1}
     assert found["attempts"] == {"failed": 3, "interrupted": 1, "cells_recovered": 1}

@@ -1,0 +1,340 @@
+"""Steps, epochs, early stopping, and going on where a run stopped."""
+
+import math
+
+import pytest
+import torch
+from conftest import small_config
+
+import skiprec.evaluation
+import skiprec.trainer
+from skiprec.batches import batches
+from skiprec.checkpoint import weights_digest
+from skiprec.dataset import training_prefix
+from skiprec.errors import ConfigError, TrainingDiverged, TrainingStopped
+from skiprec.evaluation import Evaluator
+from skiprec.trainer import SELECTED_BY, TrainConfig, Trainer
+from skiprec.training_loss import LossParts
+
+VARIANTS = [
+    {},
+    {"architecture": "bidirectional", "context": "session", "negatives": "batch"},
+    {"negative_scope": "random", "norm": "post", "positions": "from_start"},
+]
+
+
+def trainer(dataset, **changes) -> Trainer:
+    own = {name: changes.pop(name) for name in ("tracker", "evaluator", "should_stop") if name in changes}
+    return Trainer(dataset, small_config(**changes), show_progress=False, **own)
+
+
+def weights(t: Trainer) -> str:
+    return weights_digest(t.model.state_dict())
+
+
+def copied(state):
+    """As a file would hold it: `state` gives the live tensors."""
+    tensors, values = state
+    return {name: value.clone() for name, value in tensors.items()}, dict(values)
+
+
+class Scripted(Evaluator):
+    """Gives these values of val/hr_at_10, epoch by epoch."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = iter(values)
+
+    def sampled(self, scorer) -> dict[str, float]:
+        return {SELECTED_BY: next(self.values)}
+
+
+class Listing:
+    """A tracker that keeps a list."""
+
+    def __init__(self) -> None:
+        self.metrics = []
+
+    def log_params(self, params) -> None: ...
+
+    def log_metrics(self, metrics, *, epoch) -> None:
+        self.metrics.append((epoch, dict(metrics)))
+
+    def log_artifact(self, path) -> None: ...
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_the_same_seed_gives_the_same_and_another_does_not(dataset, changes):
+    runs = []
+    for seed in (1, 1, 2):
+        t = trainer(dataset, seed=seed, max_epochs=2, patience=1, **changes)
+        runs.append(([r.metrics for r in t.epochs()], weights(t)))
+        torch.rand(7)  # what others draw in between has no say
+    assert runs[0] == runs[1]
+    assert runs[2][1] != runs[0][1]
+    assert runs[2][0] != runs[0][0]
+
+
+def test_the_seed_decides_weights_order_and_draws_apart(dataset):
+    """Each of the three is another with another seed."""
+    first, second = trainer(dataset, seed=1), trainer(dataset, seed=2)
+    assert weights(first) != weights(second)
+    assert weights(first) == weights(trainer(dataset, seed=1))
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(dataset, changes):
+    whole = trainer(dataset, **changes)
+    expected = [(r.epoch, r.metrics, r.is_best) for r in whole.epochs()]
+    assert len(expected) == 3
+    first = trainer(dataset, **changes)
+    for result in first.epochs():
+        if result.epoch == 2:
+            saved = copied(first.state())
+            break
+    fresh = trainer(dataset, **changes)
+    fresh.restore(*saved)
+    assert [(r.epoch, r.metrics, r.is_best) for r in fresh.epochs()] == expected[2:]
+    assert weights(fresh) == weights(whole)
+    assert (fresh.best_epoch, fresh.best_value) == (whole.best_epoch, whole.best_value)
+
+
+def test_a_trainer_can_go_back_to_its_own_earlier_state(dataset):
+    t = trainer(dataset)
+    results = t.epochs()
+    next(results)
+    saved = copied(t.state())
+    expected = [r.metrics for r in results]
+    ends = weights(t)
+    t.restore(*saved)
+    assert [r.metrics for r in t.epochs()] == expected
+    assert weights(t) == ends
+
+
+def test_early_stopping_waits_for_patience_epochs_without_a_better_value(dataset):
+    """Best in epoch 2; 3 is worse, 4 equal, which is not better: with a patience of 2, epoch 5 is never run."""
+    t = trainer(dataset, max_epochs=9, patience=2, evaluator=Scripted(0.1, 0.3, 0.2, 0.3, 0.9))
+    results = list(t.epochs())
+    assert [r.epoch for r in results] == [1, 2, 3, 4]
+    assert [r.is_best for r in results] == [True, True, False, False]
+    assert (t.best_epoch, t.best_value, t.is_finished) == (2, 0.3, True)
+    assert list(t.epochs()) == []
+
+
+def test_patience_starts_again_with_each_better_value(dataset):
+    t = trainer(dataset, max_epochs=6, patience=2, evaluator=Scripted(0.1, 0.0, 0.2, 0.1, 0.3, 0.2))
+    assert [r.is_best for r in t.epochs()] == [True, False, True, False, True, False]
+
+
+def test_a_patience_of_0_stops_at_the_first_epoch_that_is_no_better(dataset):
+    t = trainer(dataset, max_epochs=9, patience=0, evaluator=Scripted(0.1, 0.2, 0.2, 0.9))
+    assert len(list(t.epochs())) == 3
+
+
+def test_a_first_value_of_0_is_a_best_one(dataset):
+    t = trainer(dataset, max_epochs=1, patience=0, evaluator=Scripted(0.0))
+    assert [r.is_best for r in t.epochs()] == [True]
+
+
+def test_an_epochs_losses_are_means_over_sessions(dataset, monkeypatch):
+    """Batches of 32, 32, 32 and 24 sessions with losses 1, 2, 3 and 4: their mean is weighed by size."""
+
+    def constant(model, batch, config, draw):
+        zero = 0 * model.head[0].bias.sum()
+        return LossParts(zero + draw[2], (zero + 10 * draw[2]).detach(), (zero + 1).detach())
+
+    monkeypatch.setattr(skiprec.trainer, "training_loss", constant)
+    (result,) = trainer(dataset, max_epochs=1, patience=0).epochs()
+    mean = (32 * (1 + 2 + 3) + 24 * 4) / 120
+    assert result.metrics["train/loss"] == pytest.approx(mean)
+    assert result.metrics["train/nll"] == pytest.approx(10 * mean)
+    assert result.metrics["train/nce"] == 1
+
+
+def test_draws_are_named_by_seed_epoch_and_step(dataset, monkeypatch):
+    seen = []
+    real = skiprec.trainer.training_loss
+    monkeypatch.setattr(
+        skiprec.trainer, "training_loss", lambda m, b, c, draw: seen.append(draw) or real(m, b, c, draw)
+    )
+    list(trainer(dataset, seed=7, max_epochs=2, patience=1).epochs())
+    assert seen == [(7, epoch, step) for epoch in (1, 2) for step in (1, 2, 3, 4)]
+
+
+def test_the_loss_falls_and_weights_are_trained_in_training_mode_alone(dataset):
+    t = trainer(dataset, max_epochs=3, alpha=0.0)
+    modes = []
+    t.model.register_forward_pre_hook(lambda model, _: modes.append(model.training))
+    losses = [r.metrics["train/loss"] for r in t.epochs()]
+    assert losses[2] < losses[1] < losses[0]
+    assert modes == ([True] * 4 + [False]) * 3  # four steps, then validation without dropout
+
+
+def test_metrics_have_the_trackers_names_and_parts_add_up(dataset):
+    tracker = Listing()
+    t = trainer(dataset, alpha=0.25, beta=2.0, tracker=tracker)
+    results = list(t.epochs())
+    assert tracker.metrics == [(r.epoch, r.metrics) for r in results]
+    m = results[0].metrics
+    assert {"train/loss", "train/nll", "train/nce", "val/nll", "val/hr_at_10", "val/ndcg_at_10", "val/mrr"} <= m.keys()
+    assert m["train/loss"] == pytest.approx(0.25 * m["train/nce"] + 2 * m["train/nll"], rel=1e-5)
+    assert m["train/nce"] > 0
+    assert not any(name.startswith("test") for name in m)
+
+
+@pytest.mark.parametrize("only", [{"alpha": 0.0}, {"alpha": 0.5}])
+def test_every_step_is_adam_with_the_configured_numbers(dataset, only):
+    """The first step of Adam moves each weight by lr * g / (|g| + eps), the gradient's own size divided out."""
+    t = trainer(dataset, learning_rate=0.03, max_grad_norm=1e9, **only)
+    group = t.optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.03, (0.9, 0.999), 1e-8, 0.0)
+    before = [p.detach().clone() for p in t.model.parameters()]
+    t.epoch = 1
+    t.step(next(batches(t.sessions, 32, seed=1, epoch=1)), 1)
+    moved = 0
+    for old, p in zip(before, t.model.parameters(), strict=True):
+        expected = old - 0.03 * p.grad / (p.grad.abs() + 1e-8)
+        assert torch.allclose(p.detach(), expected, atol=1e-6)
+        moved += int(p.grad.any())
+    assert moved == len(before)  # no parameter is out of the loss's reach
+
+
+def test_weight_decay_reaches_the_optimizer(dataset):
+    assert trainer(dataset, weight_decay=0.1).optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("limit", [1e-4, 1e9])
+def test_gradients_are_clipped_to_max_grad_norm_before_the_step(dataset, limit):
+    t = trainer(dataset, max_grad_norm=limit, max_epochs=1, patience=0)
+    norms = []
+
+    def spy(optimizer, args, kwargs):
+        norms.append(math.sqrt(sum(p.grad.pow(2).sum().item() for p in t.model.parameters())))
+
+    t.optimizer.register_step_pre_hook(spy)
+    list(t.epochs())
+    assert len(norms) == 4
+    if limit < 1:
+        assert norms == [pytest.approx(limit, rel=0.02)] * 4  # the norm is divided by itself plus 1e-6
+    else:
+        assert all(1e-3 < norm < limit for norm in norms)
+
+
+def test_gradients_do_not_pile_up(dataset):
+    """A second step on the same batch with the same weights has the same gradient."""
+    t = trainer(dataset, learning_rate=1e-30, dropout=0.0, max_grad_norm=1e9)
+    batch = next(batches(t.sessions, 32, seed=1, epoch=1))
+    t.step(batch, 1)
+    first = [p.grad.clone() for p in t.model.parameters()]
+    t.step(batch, 1)
+    assert all(torch.allclose(a, p.grad) for a, p in zip(first, t.model.parameters(), strict=True))
+
+
+def test_a_huge_learning_rate_ends_the_run_with_its_cause(dataset):
+    t = trainer(dataset, learning_rate=1e30)
+    with pytest.raises(TrainingDiverged, match=r"^epoch 1: mean loss is (nan|inf) \(next-item .*TrainConfig\(seed=1"):
+        list(t.epochs())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_epoch(dataset, monkeypatch, value):
+    real = skiprec.trainer.training_loss
+
+    def bad(model, batch, config, draw):
+        parts = real(model, batch, config, draw)
+        return LossParts(parts.loss * value, parts.nll, parts.nce) if draw[1:] == (2, 3) else parts
+
+    monkeypatch.setattr(skiprec.trainer, "training_loss", bad)
+    tracker = Listing()
+    results = trainer(dataset, tracker=tracker).epochs()
+    assert next(results).epoch == 1
+    with pytest.raises(TrainingDiverged, match=rf"^epoch 2: mean loss is {value} \(next-item [0-9.]+, contrastive "):
+        next(results)
+    assert [epoch for epoch, _ in tracker.metrics] == [1]
+
+
+def test_it_stops_between_two_steps_when_asked(dataset):
+    asked = []
+
+    def after_six() -> bool:
+        asked.append(True)
+        return len(asked) > 6
+
+    t = trainer(dataset, should_stop=after_six)
+    results = t.epochs()
+    assert next(results).epoch == 1
+    with pytest.raises(TrainingStopped, match=r"^stopped in epoch 2, step 3$"):
+        next(results)
+
+
+def test_whoever_iterates_may_stop(dataset):
+    t = trainer(dataset)
+    for _ in t.epochs():
+        break
+    assert (t.epoch, t.is_finished) == (1, False)
+
+
+def test_the_trainer_asks_for_validation_targets_alone(dataset, monkeypatch):
+    asked = []
+    real = skiprec.evaluation.held_out
+    monkeypatch.setattr(skiprec.evaluation, "held_out", lambda d, split: asked.append(split) or real(d, split))
+    t = trainer(dataset, max_epochs=1, patience=0)
+    list(t.epochs())
+    t.validate_full()
+    assert asked == ["val"]
+    assert torch.equal(t.sessions.items, training_prefix(dataset).items)
+
+
+def test_full_validation_has_both_full_metrics(dataset):
+    metrics = trainer(dataset).validate_full()
+    assert {"val/full_hr_at_10", "val/full_new_hr_at_10"} <= metrics.keys()
+
+
+def test_a_catalogue_with_nothing_to_draw_is_refused():
+    from conftest import dataset_of
+
+    small = dataset_of([[1, 2, 3, 4, 5, 6]], n_items=6)
+    with pytest.raises(ConfigError) as caught:
+        Trainer(small, small_config(), show_progress=False)
+    assert str(caught.value) == (
+        "by hand: the catalogue has 6 items and a session up to 6, "
+        "so there may be nothing to draw as a negative; expected more items"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"patience": 100, "max_epochs": 100},
+            "patience (100) must be smaller than max_epochs (100), or early stopping can never act",
+        ),
+        ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
+        ({"max_epochs": 0, "patience": 0}, "max_epochs is 0, expected at least 1"),
+        ({"threads": 0}, "threads is 0, expected at least 1"),
+        ({"seed": -1}, "seed is -1, expected 0 or more"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1, expected 0 or more"),
+        ({"weight_decay": math.nan}, "weight_decay is nan, expected 0 or more"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0, expected more than 0"),
+        ({"learning_rate": math.inf}, "learning_rate is inf, expected more than 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0, expected more than 0"),
+    ],
+)
+def test_a_train_config_out_of_range_says_so(settings, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the whole text is compared below
+        TrainConfig(**settings)
+    assert str(caught.value) == message
+
+
+def test_the_defaults_are_those_of_semantics():
+    config = TrainConfig()
+    assert (config.learning_rate, config.batch_size, config.max_epochs, config.patience) == (0.001, 128, 24, 5)
+    assert (config.max_grad_norm, config.weight_decay) == (5.0, 0.0)
+    loss = config.loss
+    assert (loss.alpha, loss.beta, loss.context, loss.temperature, loss.n_negatives) == (0.5, 0.5, "item", 0.1, 1000)
+    assert (loss.negative_scope, loss.anchors, loss.visible_positive, loss.negatives) == (
+        "session",
+        "all",
+        False,
+        "session",
+    )
+    assert (loss.mask_rate, loss.mask_last_only) == (0.2, 0.1)
