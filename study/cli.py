@@ -115,9 +115,9 @@ def report(
         for path in write_report(study, out):
             print(f"wrote {path}")
         log_report(open_tracker(where), study.user_attrs["parent_run"], out)
-    print(
-        f"next: open {out / 'report.html'}, or train the best again: skiprec train DATA --config {out / 'best.toml'} --out RUN"
-    )
+    print(f"next: open {out / 'report.html'}")
+    if (out / "best.toml").exists():
+        print(f"or train the best again: skiprec train DATA --config {out / 'best.toml'} --out RUN")
 
 
 @app.command()

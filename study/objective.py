@@ -20,6 +20,7 @@ from skiprec.run import Run, read_record
 from skiprec.trainer import SELECTED_BY, TrainConfig
 from study.cells import SEED_STEP, Cell, cell_id, enqueue, is_failure
 from study.space import Recipe, configuration, experiment, suggest
+from study.storage import DATABASE_ERRORS
 from study.tracking import MLflowTracker
 
 
@@ -45,7 +46,8 @@ def attempt(place: Workplace, trial: optuna.Trial) -> None:
 
     Raises:
         TrainingStopped: If the worker was told to stop; the cell is in the queue again.
-        OutputError: If something could not be written, as no other cell could be either; the cell is in the queue again.
+        OutputError: If something could not be written; likewise, as no other cell could be either.
+        sqlalchemy.exc.SQLAlchemyError, MlflowException: If a database failed; likewise.
     """
     attrs = trial.user_attrs
     params = suggest(place.recipe, attrs["arm"], trial)
@@ -71,7 +73,7 @@ def attempt(place: Workplace, trial: optuna.Trial) -> None:
     folder = place.resume / identity
     try:
         value = train(place, trial, config, folder, tracker)
-    except (TrainingStopped, OutputError) as stop:
+    except (TrainingStopped, OutputError, *DATABASE_ERRORS) as stop:  # not the cell's fault
         trial.set_user_attr("interrupted", True)
         give_up(place, trial, tracker, str(stop), status="KILLED", again=True)
         raise
@@ -151,10 +153,10 @@ def give_up(
     attrs = trial.user_attrs
     trial.set_user_attr("error", error)
     place.study.tell(trial, state=TrialState.FAIL)
-    tracker.end(status)
     failures = sum(
         is_failure(t) for t in place.study.get_trials(deepcopy=False) if t.user_attrs.get("cell") == attrs["cell"]
     )
     if again and failures < place.recipe.max_attempts:
         cell = Cell(attrs["cell"], attrs["arm"], attrs["seed"], attrs["proposed"])
         enqueue(place.study, cell, attempt=attrs["attempt"] + 1)
+    tracker.end(status)  # last: where the tracker is what failed, the cell is in the queue already

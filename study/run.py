@@ -30,7 +30,9 @@ from skiprec.run import environment
 from study.cells import Cell, Progress, plan, progress, refill
 from study.space import Recipe, load_recipe
 from study.storage import Places, database_errors, open_storage, open_study, places
+from study.storage import make_schema as make_study_schema
 from study.tracking import close_orphans, end_run, git_commit, open_experiment, open_tracker, reopen_run
+from study.tracking import make_schema as make_tracking_schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,6 +159,8 @@ def create(where: Places, name: str, recipe: Recipe, dataset: Dataset, workers: 
         StudyError: If there is one with another recipe or other data, with what differs.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    make_study_schema(where)
+    make_tracking_schema(where)
     study = optuna.create_study(study_name=name, storage=open_storage(where), direction="maximize", load_if_exists=True)
     attrs = study.user_attrs
     told = json.loads(json.dumps(dataclasses.asdict(recipe)))

@@ -1,5 +1,6 @@
 """Where a study lives: the databases' addresses, opening them, and their failures as one line."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 
 from skiprec.errors import StudyError
+from skiprec.files import sync_folder, writing_to
 
 SQLITE_WAIT_SECONDS = 60
 """How long a writer waits for another one before it gives up."""
@@ -54,35 +56,81 @@ def without_password(url: str) -> str:
     return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
+DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, MlflowException)
+"""What Optuna and MLflow raise when a database or a server does not do as asked."""
+
+
+def failure(url: str, error: Exception) -> StudyError:
+    """A database's or a tracker's failure as one line that says which, and what it said."""
+    # SQLAlchemy's message goes on with the statement and its values; Optuna's own names no cause.
+    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+    reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+    return StudyError(
+        f"{without_password(url)}: {reason}; mend that and run the same command again: what is done is kept"
+    )
+
+
 @contextmanager
 def database_errors(where: Places) -> Iterator[None]:
-    """Turn a database's or a tracker's failure into one line that says which, and what it said.
+    """Turn the failures of a study's two databases into one line.
 
     Raises:
         StudyError: In place of theirs.
     """
     try:
         yield
-    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
-        # SQLAlchemy's message goes on with the statement and its values; Optuna's own names no cause.
-        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
-        raise StudyError(
-            f"{without_password(where.storage)} or {without_password(where.tracking_uri)}: {reason}; "
-            "mend that and run the same command again: what is done is kept"
-        ) from error
     except MlflowException as error:
-        reason = str(error).splitlines()[0]
-        raise StudyError(
-            f"{without_password(where.tracking_uri)}: {reason}; "
-            "mend that and run the same command again: what is done is kept"
-        ) from error
+        raise failure(where.tracking_uri, error) from error
+    except DATABASE_ERRORS as error:
+        raise failure(where.storage, error) from error
+
+
+def open_engine(url: str) -> RDBStorage:
+    """Optuna's storage at an address."""
+    connect = {"timeout": SQLITE_WAIT_SECONDS} if url.startswith("sqlite") else {}
+    return RDBStorage(url, engine_kwargs={"connect_args": connect})
 
 
 def open_storage(where: Places) -> RDBStorage:
-    """Optuna's storage; its schema is made where there is none. One process must do that before others come."""
-    connect = {"timeout": SQLITE_WAIT_SECONDS} if where.storage.startswith("sqlite") else {}
-    return RDBStorage(where.storage, engine_kwargs={"connect_args": connect})
+    """Optuna's storage of a study."""
+    return open_engine(where.storage)
+
+
+@contextmanager
+def new_database(url: str) -> Iterator[str]:
+    """Have a SQLite database's schema made beside its place, and put it there when it is whole.
+
+    One whose schema was left half made, by a full disk or a kill, can be neither used nor mended.
+
+    Args:
+        url: Of the database; anything but a SQLite file is left to its server.
+
+    Yields:
+        The address to make the schema at; `url` itself where there is a database already.
+    """
+    path = Path(url.removeprefix("sqlite:///"))
+    if not url.startswith("sqlite:///") or path.exists():
+        yield url
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield f"sqlite:///{beside}"
+        except DATABASE_ERRORS as error:
+            raise failure(url, error) from error
+        else:
+            os.replace(beside, path)
+            sync_folder(path.parent)
+        finally:
+            for leftover in path.parent.glob(f"{beside.name}*"):  # and SQLite's journal of it
+                leftover.unlink()
+
+
+def make_schema(where: Places) -> None:
+    """Make Optuna's schema where there is none. One process must do that before others come."""
+    with new_database(where.storage) as url:
+        open_engine(url).engine.dispose()
 
 
 def open_study(where: Places, name: str | None) -> optuna.Study:

@@ -16,10 +16,12 @@ from mlflow.entities import Dataset as TrackedDataset
 from mlflow.entities import DatasetInput, Metric, Param, RunStatus, ViewType
 
 from skiprec.dataset import Dataset
-from study.storage import Places
+from study.storage import Places, new_database
 
 for noisy in ("mlflow", "alembic"):
     logging.getLogger(noisy).setLevel(logging.WARNING)
+# Prints the traceback of what it raises as well.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def git_commit() -> str:
@@ -36,6 +38,12 @@ def git_commit() -> str:
 def open_tracker(where: Places) -> MlflowClient:
     """The client of a study's tracker."""
     return MlflowClient(tracking_uri=where.tracking_uri)
+
+
+def make_schema(where: Places) -> None:
+    """Make MLflow's schema where there is none. One process must do that before others come."""
+    with new_database(where.tracking_uri) as url:
+        MlflowClient(tracking_uri=url).search_experiments(max_results=1)
 
 
 def open_experiment(client: MlflowClient, where: Places, study: str) -> tuple[str, str]:

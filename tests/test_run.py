@@ -1,11 +1,12 @@
 """A run's folder: what is in it, and that an interrupted run ends as the uninterrupted one."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
-from conftest import small_config
+from conftest import dataset_of, small_config
 from test_trainer import Scripted
 
 from skiprec.checkpoint import load_checkpoint, weights_digest
@@ -163,8 +164,6 @@ def test_going_on_with_other_settings_is_refused(dataset, whole, tmp_path):
 
 
 def test_going_on_with_other_data_is_refused(dataset, whole, tmp_path):
-    import dataclasses
-
     folder = shutil.copytree(whole, tmp_path / "run")
     digests = dataset.manifest.digests | {"dataset": "0123456789abcdef"}
     other = dataclasses.replace(dataset, manifest=dataclasses.replace(dataset.manifest, digests=digests))
@@ -225,8 +224,6 @@ def test_the_tracker_of_a_resumed_run_is_told_the_earlier_epochs_first(dataset, 
 def test_a_new_run_leaves_no_folder_when_it_cannot_start(dataset, tmp_path):
     """Bad settings and data are found before anything is written."""
     with pytest.raises(ConfigError, match="so there may be nothing to draw"):
-        from conftest import dataset_of
-
         make(dataset_of([[1, 2, 3, 4]], n_items=4), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 

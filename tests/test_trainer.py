@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import small_config
+from conftest import dataset_of, small_config
 
 import skiprec.evaluation
 import skiprec.trainer
@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_epoch(dataset, mon
 
     def bad(model, batch, config, draw):
         parts = real(model, batch, config, draw)
-        return LossParts(parts.loss * value, parts.nll, parts.nce) if draw[1:] == (2, 3) else parts
+        return LossParts(parts.loss * value, parts.nll, parts.nce) if draw[1:] == (2, 4) else parts
 
     monkeypatch.setattr(skiprec.trainer, "training_loss", bad)
     tracker = Listing()
@@ -290,8 +290,6 @@ def test_full_validation_has_both_full_metrics(dataset):
 
 
 def test_a_catalogue_with_nothing_to_draw_is_refused():
-    from conftest import dataset_of
-
     small = dataset_of([[1, 2, 3, 4, 5, 6]], n_items=6)
     with pytest.raises(ConfigError) as caught:
         Trainer(small, small_config(), show_progress=False)

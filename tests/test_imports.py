@@ -1,0 +1,81 @@
+"""What is loaded when: the library alone is light, and never knows the study's tools."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import skiprec
+
+HEAVY = ("torch", "optuna", "mlflow", "matplotlib", "pandas")
+PACKAGE = Path(skiprec.__file__).parent
+
+SHOW_LOADED = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
+
+
+def loaded_after(code: str) -> list[str]:
+    """Which of the heavy ones a fresh interpreter has loaded after running this."""
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{SHOW_LOADED}"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return ast.literal_eval(done.stdout.splitlines()[-1])
+
+
+def test_importing_skiprec_loads_nothing_heavy():
+    assert loaded_after("import skiprec; dir(skiprec); skiprec.__version__") == []
+
+
+def test_using_the_trainer_loads_torch_and_nothing_of_the_study():
+    assert loaded_after(
+        "import skiprec; skiprec.Trainer; skiprec.Run; skiprec.prepare_logs; skiprec.synthesize_logs"
+    ) == ["torch"]
+
+
+HELP = """
+import runpy, sys
+sys.argv = ["skiprec", "--help"]
+try:
+    {run}
+except SystemExit as end:
+    assert end.code == 0, end.code
+"""
+
+
+def test_help_loads_nothing_heavy():
+    assert loaded_after(HELP.format(run="from skiprec.cli import main; main()")) == []
+
+
+def test_help_of_the_module_loads_nothing_heavy():
+    assert loaded_after(HELP.format(run='runpy.run_module("skiprec", run_name="__main__")')) == []
+
+
+def imported_by(file: Path) -> set[str]:
+    """The packages that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_no_file_of_skiprec_imports_the_study_or_its_tools():
+    files = sorted(PACKAGE.glob("**/*.py"))
+    assert len(files) > 20
+    banned = {"study", "optuna", "mlflow", "matplotlib", "sqlalchemy", "seaborn", "plotly"}
+    assert {file.name: imported_by(file) & banned for file in files if imported_by(file) & banned} == {}
+
+
+def test_every_public_name_is_there():
+    for name in skiprec.__all__:
+        assert getattr(skiprec, name).__name__ == name
+    assert set(skiprec.__all__) <= set(dir(skiprec))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    try:
+        skiprec.NoSuchThing  # noqa: B018
+    except AttributeError as error:
+        assert str(error) == "module 'skiprec' has no attribute 'NoSuchThing'"
+    else:
+        raise AssertionError("found skiprec.NoSuchThing")
