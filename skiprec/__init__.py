@@ -20,7 +20,7 @@ _HOMES = {
     "synthesize_logs": "synthetic",
 }
 
-__all__ = [*_HOMES]  # noqa: PLE0604 - names of strings, each resolved by __getattr__
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> object:

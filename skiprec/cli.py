@@ -1,4 +1,7 @@
-"""`skiprec`: arguments -> one call into the package, what is printed, exit codes. Imports inside, so --help is quick."""
+"""`skiprec`: arguments -> one call into the package, what is printed, exit codes.
+
+Imports are inside the commands, so that --help is quick.
+"""
 
 import sys
 from pathlib import Path

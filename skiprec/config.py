@@ -17,8 +17,8 @@ import tomli_w
 
 from skiprec.errors import ConfigError
 from skiprec.model import ModelConfig
-from skiprec.training_loss import LossConfig
 from skiprec.trainer import TrainConfig
+from skiprec.training_loss import LossConfig
 
 Value = bool | int | float | str
 C = TypeVar("C")

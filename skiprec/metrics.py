@@ -1,4 +1,4 @@
-"""Ranks of targets, and hit rate, NDCG and MRR as pure functions of ranks. No averaging: that is for who groups them."""
+"""Ranks of targets; hit rate, NDCG and MRR as pure functions of ranks. No averaging: that is for who groups them."""
 
 import torch
 from jaxtyping import Float

@@ -7,7 +7,6 @@ and, when the run is done, metrics.json (the chosen epoch) and run.json (digests
 import dataclasses
 import json
 import platform
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -100,7 +99,7 @@ class Run:
                 save_checkpoint(
                     self.folder / BEST, self.trainer.model.state_dict(), self.about | {"epoch": result.epoch}
                 )
-            # History before the resume point: one that is too long is cut when the run goes on, a gap could not be mended.
+            # History before the resume point: if it is too long it is cut later, a gap could not be mended.
             write_file(self.folder / HISTORY, "".join(json.dumps(dataclasses.asdict(r)) + "\n" for r in self.history))
             save_checkpoint(self.folder / RESUME, tensors, self.about | values)
             yield result

@@ -71,6 +71,16 @@ def test_any_flipped_bit_is_refused(path):
     load(path)
 
 
+# Fails: the number becomes infinity, and the ValueError of canonical_json is raised outside of the guarded block.
+def test_a_flipped_bit_that_makes_a_number_infinite_is_refused(path):
+    save_checkpoint(path, TENSORS, ABOUT | {"limit": 1e308})
+    content = path.read_bytes()
+    assert content.count(b"1e+308") == 1
+    path.write_bytes(content.replace(b"1e+308", b"9e+308"))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(path)
+
+
 def test_a_cut_or_prolonged_file_is_refused(path):
     content = path.read_bytes()
     for length in range(len(content)):

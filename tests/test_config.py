@@ -179,12 +179,6 @@ def test_a_setting_without_equals_is_refused():
     assert str(caught.value) == "--set alpha: expected NAME=VALUE, for example --set learning_rate=0.001"
 
 
-def test_a_setting_cannot_bring_another_along():
-    """A line break would start a second TOML key."""
-    with pytest.raises(ConfigError, match="seed is '1.nalpha = 3', expected an integer|seed is '1"):
-        resolve(None, None, ["seed=1\nalpha = 3"])
-
-
 def test_files_that_are_no_toml_are_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.toml: cannot be read \(No such file or directory\), expected a TOML"):
         resolve(None, tmp_path / "none.toml", [])

@@ -64,11 +64,16 @@ def test_a_new_folder_appears_when_it_is_full(tmp_path):
     assert names(tmp_path / "deep") == ["d"]
 
 
+def fill_and_fail(folder: Path, error: BaseException) -> None:
+    with files.new_folder(folder) as beside:
+        (beside / "a").write_text("text")
+        raise error
+
+
 @pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt()])
 def test_a_folder_whose_filling_fails_leaves_nothing(tmp_path, error):
-    with pytest.raises(type(error)), files.new_folder(tmp_path / "d") as folder:
-        (folder / "a").write_text("text")
-        raise error
+    with pytest.raises(type(error)):
+        fill_and_fail(tmp_path / "d", error)
     assert names(tmp_path) == []
 
 

@@ -302,6 +302,10 @@ class TestNextPositive:
         assert index.tolist() == [[3, 3, 3, 4, 0, 0]]
         assert valid.tolist() == [[True, True, True, True, False, False]]
 
+    def test_a_position_that_is_not_real_has_no_next_wherever_it_stands(self):
+        index, valid = next_positive(torch.tensor([[False, False, False]]), torch.tensor([[False, True, True]]))
+        assert (index.tolist(), valid.tolist()) == ([[0, 2, 0]], [[False, True, False]])
+
     def test_an_item_is_not_its_own_next(self):
         index, valid = next_positive(torch.tensor([[False, True]]), torch.tensor([[True, True]]))
         assert (index.tolist(), valid.tolist()) == ([[0, 0]], [[False, False]])

@@ -83,3 +83,11 @@ def test_by_hand():
 def test_metrics_of_no_targets_are_no_values():
     none = torch.empty(0, dtype=torch.float64)
     assert hit_rate(none, 10).shape == ndcg(none, 10).shape == mrr(none).shape == (0,)
+
+
+# Fails: target_rank's docstring promises this error, and its code does not raise it. A target of -inf ties with every
+# absent candidate (-inf), and one of inf with every other inf, so both get a rank that means nothing.
+@pytest.mark.parametrize("target", [inf, -inf])
+def test_an_infinite_target_score_is_an_error(target):
+    with pytest.raises(ValueError, match="a score is"):
+        rank_of(target, [1.0, -inf])

@@ -180,6 +180,18 @@ def test_a_damaged_resume_point_is_refused_by_name(dataset, whole, tmp_path):
         make(dataset, folder)
 
 
+# Fails: a missing history.jsonl is a FileNotFoundError, a cut one a JSONDecodeError, and one that lacks epochs is taken
+# as it is, so that the run's record would lack them too. None of these is an error that the command line tells.
+@pytest.mark.parametrize("text", [None, "", '{"epoch": 1, "metr'], ids=["missing", "empty", "cut"])
+def test_a_history_that_lacks_epochs_of_the_resume_point_is_refused_by_name(dataset, whole, tmp_path, text):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    (folder / HISTORY).unlink()
+    if text is not None:
+        (folder / HISTORY).write_text(text)
+    with pytest.raises(CheckpointError, match=r"history\.jsonl: "):
+        make(dataset, folder)
+
+
 def test_best_is_the_best_epochs_weights_and_not_the_lasts(dataset, tmp_path):
     class Falling(Scripted):
         def full(self, scorer):

@@ -193,7 +193,7 @@ def test_other_data_are_refused_under_the_same_name(finished, tmp_path):
     folder, handle = finished
     synthesize_logs(tmp_path / "logs", sessions=300, items=400, seed=2)
     prepare_logs([tmp_path / "logs"], tmp_path / "data", progress=False)
-    with pytest.raises(StudyError, match="was made differently: the dataset was [0-9a-f]{8}, now [0-9a-f]{8}"):
+    with pytest.raises(StudyError, match=r"was made differently: the dataset was [0-9a-f]{8}, now [0-9a-f]{8}"):
         launch(
             str(folder / "tiny.toml"),
             tmp_path / "data",

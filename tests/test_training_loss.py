@@ -384,6 +384,18 @@ def test_the_scope_shifts_nothing_in_the_next_item_loss(scope):
     assert beside.nce > 0
 
 
+def test_each_purpose_draws_from_a_generator_of_its_own(monkeypatch):
+    named = []
+    monkeypatch.setattr(
+        skiprec.training_loss, "generator", lambda device, *parts: named.append(parts) or generator(device, *parts)
+    )
+    batch = random_batch(np.random.default_rng(8), 12, 4, 6)
+    config = LossConfig(negative_scope="random", n_negatives=10)
+    training_loss(tiny_model("bidirectional"), batch, config, (1, 2, 3))
+    assert [parts[:3] for parts in named] == [(1, 2, 3)] * 3
+    assert len({parts[3] for parts in named}) == 3  # what is masked, and the negatives of either loss
+
+
 def test_a_causal_model_is_never_shown_the_last_item_of_a_prefix():
     model = tiny_model("unidirectional")
     seen = []
