@@ -24,7 +24,7 @@ from skiprec.evaluation import Evaluator
 from skiprec.files import new_folder, write_file
 from skiprec.model import SequenceEncoder
 from skiprec.tracking import NullTracker, Tracker
-from skiprec.trainer import EpochResult, TrainConfig, Trainer
+from skiprec.trainer import SELECTED_BY, EpochResult, TrainConfig, Trainer
 
 CONFIG = "config.toml"
 HISTORY = "history.jsonl"
@@ -114,7 +114,9 @@ class Run:
         self.trainer.model.load_state_dict(tensors)
         chosen = next(r for r in self.history if r.epoch == self.trainer.best_epoch)
         full = self.trainer.validate_full()
-        self.tracker.log_metrics(full, epoch=chosen.epoch)
+        # Trackers show a metric's last value; lists of runs are to be sorted by the chosen epoch's.
+        best = {"val/best_hr_at_10": chosen.metrics[SELECTED_BY]}
+        self.tracker.log_metrics(full | best, epoch=chosen.epoch)
         metrics = chosen.metrics | full
         write_file(self.folder / METRICS, json.dumps({"epoch": chosen.epoch, **metrics}, indent=2) + "\n")
         record = self.about | {

@@ -1,6 +1,7 @@
 """The MLflow UI as a child process, with settings that start fast, and the page that shows a study's trials."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ def serve(where: Places, port: int) -> None:
     command += ["--backend-store-uri", where.tracking_uri, "--artifacts-destination", where.artifacts.as_uri()]
     # Without its job runners the server is 2 processes instead of 15, and ready in a third of the time.
     quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this process ends the server too
     # Its own chatter goes with the errors: what this command prints is for people to read or programs to parse.
     server = subprocess.Popen(command, env=os.environ | quick, stdout=sys.stderr)
     address = f"http://127.0.0.1:{port}"
@@ -67,13 +69,22 @@ def wait_until_ready(server: subprocess.Popen, address: str, where: Places) -> N
 
 
 def study_pages(address: str) -> list[tuple[str, str]]:
-    """Each study's name and the page that lists its trials: without the filter they hide under their parent's +."""
+    """Each study's name and the page that lists its trials, the best first.
+
+    Sorted by time, the UI would hide them under their parent's +.
+    """
     from mlflow import MlflowClient
 
-    only_trials = urllib.parse.quote('tags.role = "trial"')
+    page = urllib.parse.urlencode(
+        {
+            "searchFilter": 'tags.role = "trial"',
+            "orderByKey": "metrics.`val/best_hr_at_10`",
+            "orderByAsc": "false",
+        }
+    )
     experiments = MlflowClient(tracking_uri=address).search_experiments()
     return [
-        (e.name, f"{address}/#/experiments/{e.experiment_id}/runs?searchFilter={only_trials}")
+        (e.name, f"{address}/#/experiments/{e.experiment_id}/runs?{page}")
         for e in experiments
         if e.name != "Default"
     ]

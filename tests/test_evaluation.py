@@ -266,6 +266,12 @@ def test_candidates_are_uniform(n_items, n):
 
 
 @BOTH_WAYS
+def test_the_first_and_the_last_item_can_be_candidates(n_items, n):
+    drawn = draw_candidates(dataset_of([[4, 5, 6, 7]] * 200, n_items=n_items), "val", n)
+    assert set(drawn.flatten().tolist()) == set(range(1, n_items + 1)) - {4, 5, 6, 7}
+
+
+@BOTH_WAYS
 def test_candidates_depend_on_dataset_split_and_session_alone(n_items, n):
     first = draw_candidates(replays(50, n_items), "val", n)
     torch.manual_seed(99)

@@ -262,6 +262,17 @@ def test_the_head_is_a_linear_layer_and_gelu():
     assert output.max() > 0.17
 
 
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_what_reaches_the_head_is_normalised(norm):
+    """By the LayerNorm after the last block, or by the last block's own."""
+    model = make(norm=norm)
+    reached = []
+    model.head.register_forward_pre_hook(lambda _, args: reached.append(args[0]))
+    model(SESSIONS, LENGTHS)
+    assert reached[0].mean(-1).abs().max() < 1e-9
+    assert torch.allclose(reached[0].var(-1, unbiased=False), torch.ones(3, 6, dtype=torch.float64), atol=1e-3)
+
+
 def test_the_shape_is_as_configured():
     model = make(n_layers=3, activation="relu", dropout=0.4, feed_forward=24)
     assert len(model.blocks) == 3
