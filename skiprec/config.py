@@ -7,7 +7,6 @@ all say `learning_rate = 0.001`.
 import dataclasses
 import difflib
 import tomllib
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -115,8 +114,6 @@ def typed(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} is {value!r}, expected " + " or ".join(map(repr, choices)))
         return value
     plain = typing.get_origin(kind) or kind
-    if isinstance(plain, types.UnionType):
-        return value
     if plain is float and type(value) is int:
         return float(value)
     if type(value) is not plain:

@@ -24,6 +24,8 @@ def target_rank(target_scores: Float[Tensor, " B"], candidate_scores: Float[Tens
     """
     if bool(target_scores.isnan().any()) or bool(candidate_scores.isnan().any()):
         raise ValueError("a score is nan, so there is no rank; the model's weights are no longer finite numbers")
+    if not bool(target_scores.isfinite().all()):
+        raise ValueError("a target's score is infinite, so there is no rank; the model's weights have grown too large")
     target = target_scores[:, None]
     higher = (candidate_scores > target).sum(1)
     equal = (candidate_scores == target).sum(1)

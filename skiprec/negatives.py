@@ -115,8 +115,7 @@ def skipped_items(
     if scope == "session":
         return items, mask
     if scope == "other_session":
-        if len(items) == 1:  # there is no other session
-            return items, torch.zeros_like(mask)
+        # A batch of one meets itself here, and all its items are taken out as its own: no anchors.
         others, other_mask = items.roll(-1, 0), mask.roll(-1, 0)
         return others, other_mask & ~is_in(others, items)
     if scope == "random":

@@ -147,9 +147,25 @@ class Run:
                 f"{path}: made with other settings: "
                 + ", ".join(f"{k} was {about['config'].get(k)}, now {self.about['config'][k]}" for k in differs)
             )
-        lines = (self.folder / HISTORY).read_text().splitlines()
-        self.history = [EpochResult(**json.loads(line)) for line in lines][: about["epoch"]]
+        self.history = read_history(self.folder / HISTORY, about["epoch"])
         self.trainer.restore(tensors, about)
+
+
+def read_history(path: Path, n_epochs: int) -> list[EpochResult]:
+    """The first epochs of a run's history; later ones were written just before a stop, and come again.
+
+    Raises:
+        CheckpointError: If these epochs are not all there.
+    """
+    try:
+        history = [EpochResult(**json.loads(line)) for line in path.read_text().splitlines()[:n_epochs]]
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}), expected a line an epoch; train again") from error
+    if [result.epoch for result in history] != list(range(1, n_epochs + 1)):
+        raise CheckpointError(
+            f"{path}: has the epochs {[result.epoch for result in history]}, expected 1 to {n_epochs}; train again"
+        )
+    return history
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -187,7 +187,11 @@ class Trainer:
                 f"epoch {self.epoch}: mean loss is {loss} (next-item {nll}, contrastive {nce}), with {self.config}"
             )
         trained = time.perf_counter()
-        metrics = {"train/loss": loss, "train/nll": nll, "train/nce": nce} | self.validate()
+        try:
+            validation = self.validate()
+        except TrainingDiverged as error:  # the last step broke the weights
+            raise TrainingDiverged(f"epoch {self.epoch}: {error}, with {self.config}") from error
+        metrics = {"train/loss": loss, "train/nll": nll, "train/nce": nce} | validation
         is_best = metrics[SELECTED_BY] > self.best_value
         if is_best:
             self.best_epoch, self.best_value = self.epoch, metrics[SELECTED_BY]
@@ -223,7 +227,7 @@ class Trainer:
         for name, value in tensors.items():
             if name.startswith("adam/"):
                 _, index, moment = name.split("/")
-                state.setdefault(int(index), {})[moment] = value
+                state.setdefault(int(index), {})[moment] = value.clone()  # Adam writes into what it is given
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         self.epoch, self.best_epoch = values["epoch"], values["best_epoch"]
         self.best_value = values["best_value"]

@@ -84,7 +84,5 @@ def study_pages(address: str) -> list[tuple[str, str]]:
     )
     experiments = MlflowClient(tracking_uri=address).search_experiments()
     return [
-        (e.name, f"{address}/#/experiments/{e.experiment_id}/runs?{page}")
-        for e in experiments
-        if e.name != "Default"
+        (e.name, f"{address}/#/experiments/{e.experiment_id}/runs?{page}") for e in experiments if e.name != "Default"
     ]

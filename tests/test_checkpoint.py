@@ -71,7 +71,7 @@ def test_any_flipped_bit_is_refused(path):
     load(path)
 
 
-# Fails: the number becomes infinity, and the ValueError of canonical_json is raised outside of the guarded block.
+# The number becomes infinity, which canonical JSON refuses: a ValueError of its own.
 def test_a_flipped_bit_that_makes_a_number_infinite_is_refused(path):
     save_checkpoint(path, TENSORS, ABOUT | {"limit": 1e308})
     content = path.read_bytes()
