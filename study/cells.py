@@ -6,10 +6,12 @@ has a COMPLETE trial, or was set aside after its last attempt.
 
 import itertools
 from collections import Counter
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from skiprec.config import flatten
@@ -69,15 +71,23 @@ def enqueue(study: optuna.Study, cell: Cell, attempt: int) -> None:
     study.enqueue_trial(cell.params, user_attrs=attrs)
 
 
-def claim(study: optuna.Study, storage: optuna.storages.BaseStorage) -> optuna.Trial | None:
+def claim(study: optuna.Study, exclusively: AbstractContextManager[object]) -> optuna.Trial | None:
     """Take the next waiting trial, or None where there is none.
 
     Not `study.ask`: where the queue has run empty, that makes a trial which belongs to no cell.
+
+    Args:
+        study: Whose queue.
+        exclusively: Entered while claiming; see `storage.claim_lock`.
     """
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        # One statement in the database: of several workers that try, one is told that it has it.
-        if "cell" in trial.user_attrs and storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
-            return optuna.Trial(study, trial._trial_id)
+    storage = study._storage
+    with exclusively:
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if "cell" not in trial.user_attrs:
+                continue
+            with suppress(UpdateFinishedTrialError):  # claimed and finished by another since it was listed
+                if storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+                    return optuna.Trial(study, trial._trial_id)
     return None
 
 

@@ -60,18 +60,19 @@ def attempt(place: Workplace, trial: optuna.Trial) -> None:
         ("cell_id", identity),
     ):
         trial.set_user_attr(name, value)
-    tracker = MLflowTracker(
-        place.client,
-        place.study.user_attrs["experiment_id"],
-        place.study.user_attrs["parent_run"],
-        place.dataset,
-        name=f"{attrs['arm']} #{trial.number}",
-        tags=place.tags
-        | {"cell": identity, "arm": attrs["arm"], "attempt": str(attrs["attempt"]), "seed": str(config.seed)},
-    )
-    trial.set_user_attr("run_id", tracker.run_id)
     folder = place.resume / identity
+    tracker = None
     try:
+        tracker = MLflowTracker(
+            place.client,
+            place.study.user_attrs["experiment_id"],
+            place.study.user_attrs["parent_run"],
+            place.dataset,
+            name=f"{attrs['arm']} #{trial.number}",
+            tags=place.tags
+            | {"cell": identity, "arm": attrs["arm"], "attempt": str(attrs["attempt"]), "seed": str(config.seed)},
+        )
+        trial.set_user_attr("run_id", tracker.run_id)
         value = train(place, trial, config, folder, tracker)
     except (TrainingStopped, OutputError, *DATABASE_ERRORS) as stop:  # not the cell's fault
         trial.set_user_attr("interrupted", True)
@@ -147,7 +148,7 @@ def same_experiment(place: Workplace, trial: FrozenTrial, config: TrainConfig) -
 
 
 def give_up(
-    place: Workplace, trial: optuna.Trial, tracker: MLflowTracker, error: str, *, status: str, again: bool
+    place: Workplace, trial: optuna.Trial, tracker: MLflowTracker | None, error: str, *, status: str, again: bool
 ) -> None:
     """End an attempt without a value, and put its cell into the queue again where that may help."""
     attrs = trial.user_attrs
@@ -159,4 +160,5 @@ def give_up(
     if again and failures < place.recipe.max_attempts:
         cell = Cell(attrs["cell"], attrs["arm"], attrs["seed"], attrs["proposed"])
         enqueue(place.study, cell, attempt=attrs["attempt"] + 1)
-    tracker.end(status)  # last: where the tracker is what failed, the cell is in the queue already
+    if tracker is not None:
+        tracker.end(status)  # last: where the tracker is what failed, the cell is in the queue already

@@ -31,7 +31,7 @@ from study.cells import Cell, Progress, plan, progress, refill
 from study.space import Recipe, load_recipe
 from study.storage import Places, database_errors, open_storage, open_study, places
 from study.storage import make_schema as make_study_schema
-from study.tracking import close_orphans, end_run, git_commit, open_experiment, open_tracker, reopen_run
+from study.tracking import close_orphans, end_run, git_commit, log_dataset, open_experiment, open_tracker, reopen_run
 from study.tracking import make_schema as make_tracking_schema
 
 if TYPE_CHECKING:
@@ -173,7 +173,9 @@ def create(where: Places, name: str, recipe: Recipe, dataset: Dataset, workers: 
         return study
     threads = max(1, (os.cpu_count() or 1) // workers)
     chosen = settle(device, threads)
-    experiment_id, parent = open_experiment(open_tracker(where), where, name)
+    client = open_tracker(where)
+    experiment_id, parent = open_experiment(client, where, name)
+    log_dataset(client, parent, dataset)
     evaluator = Evaluator(dataset, "val", chosen)
     about = {
         "recipe": told,

@@ -3,10 +3,11 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import optuna
 import sqlalchemy.exc
 from mlflow.exceptions import MlflowException
@@ -94,6 +95,17 @@ def open_engine(url: str) -> RDBStorage:
 def open_storage(where: Places) -> RDBStorage:
     """Optuna's storage of a study."""
     return open_engine(where.storage)
+
+
+def claim_lock(where: Places, study: str) -> AbstractContextManager[object]:
+    """What a worker holds while it claims a cell.
+
+    Optuna reads a trial's state and then writes it. A server locks the row in between (FOR UPDATE); SQLite cannot, and
+    two workers were seen to claim one trial. Its workers are all on one machine, so a lock file does.
+    """
+    if where.storage.startswith("sqlite"):
+        return filelock.FileLock(where.resume(study) / "claim")
+    return nullcontext()
 
 
 @contextmanager

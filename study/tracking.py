@@ -91,6 +91,20 @@ def close_orphans(client: MlflowClient, experiment_id: str, finished: set[str]) 
             end_run(client, run.info.run_id, "FINISHED" if run.info.run_id in finished else "KILLED")
 
 
+def log_dataset(client: MlflowClient, run_id: str, dataset: Dataset) -> None:
+    """Show a dataset as a run's input.
+
+    The first run of an experiment that names it must do so alone: two at once collide in MLflow's database.
+    """
+    tracked = TrackedDataset(
+        name=dataset.path.name,
+        digest=dataset.digest[:8],
+        source_type="local",
+        source=json.dumps({"uri": str(dataset.path.resolve())}),
+    )
+    client.log_inputs(run_id, [DatasetInput(tracked)])
+
+
 class MLflowTracker:
     """A trial's run, nested under its study's.
 
@@ -115,13 +129,7 @@ class MLflowTracker:
         self.client = client
         tags = dict(tags) | {"mlflow.parentRunId": parent, "role": "trial"}
         self.run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-        tracked = TrackedDataset(
-            name=dataset.path.name,
-            digest=dataset.digest[:8],
-            source_type="local",
-            source=json.dumps({"uri": str(dataset.path.resolve())}),
-        )
-        client.log_inputs(self.run_id, [DatasetInput(tracked)])
+        log_dataset(client, self.run_id, dataset)
 
     def log_params(self, params: Mapping[str, bool | int | float | str]) -> None:
         """The run's flat configuration."""

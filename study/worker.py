@@ -14,7 +14,7 @@ from skiprec.randomness import derive_seed
 from study.cells import claim
 from study.objective import Workplace, attempt
 from study.space import Recipe
-from study.storage import Places, database_errors, open_study
+from study.storage import Places, claim_lock, database_errors, open_study
 from study.tracking import git_commit, open_tracker
 
 
@@ -77,8 +77,9 @@ def work(where: Places, name: str, device: str) -> None:
             tags={"study": name, "dataset_digest": dataset.digest, "git_commit": git_commit()},
             should_stop=should_stop,
         )
+        exclusively = claim_lock(where, name)
         while not should_stop():
-            trial = claim(study, study._storage)
+            trial = claim(study, exclusively)
             if trial is None:
                 return
             study.sampler = sampler(recipe, trial.number)
