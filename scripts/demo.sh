@@ -26,7 +26,13 @@ mkdir -p "$out"
 cd "$out"
 
 step() { echo; echo "> $*"; "$@"; }
+source_of_data=${logs:-synthetic${small:+ small}}
+if [ -e data ] && [ "$(cat source.txt 2>/dev/null)" != "$source_of_data" ]; then
+    echo "$out/data was made from other logs ($(cat source.txt 2>/dev/null || echo unknown)); give another --out" >&2
+    exit 1
+fi
 if [ ! -e data ]; then
+    echo "$source_of_data" >source.txt
     if [ -z "$logs" ]; then
         if [ ! -e logs ]; then step skiprec synthesize --out logs ${small:+--sessions 600 --items 1000}; fi
         logs=logs
@@ -37,9 +43,12 @@ else
 fi
 step skiprec describe data
 step study run "$recipe" --data data --workers 2
-rm -rf report  # the demo's own, written again below
 study_name=$(basename "$recipe" .toml | tr _ -)-$(python -c 'import json; print(json.load(open("data/manifest.json"))["digests"]["dataset"][:8])')
-step study report "$study_name" --out report
+# Written beside, then put in the place of an earlier demo's.
+rm -rf report.new
+step study report "$study_name" --out report.new
+if [ -e report/summary.json ]; then rm -rf report; fi
+mv report.new report
 step study status "$study_name"
 echo
 echo "the report is $out/report/report.html; to browse the runs: cd $out && study ui (with .venv/bin on the PATH)"

@@ -8,8 +8,9 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     exit 1
 fi
 # What was installed is known by the files that say what to install.
-stamp=.venv/installed-${extra:-base}-$(cat pyproject.toml scripts/constraints.txt | sha256sum | cut -c1-16)
-if [ ! -e "$stamp" ]; then
+digest=$(cat pyproject.toml scripts/constraints.txt | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])')
+stamp=.venv/installed-${extra:-base}-$digest
+if [ ! -e "$stamp" ] && { [ -n "$extra" ] || ! ls .venv/installed-*-"$digest" >/dev/null 2>&1; }; then
     echo "installing into .venv (once)"
     "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \

@@ -126,7 +126,7 @@ def train(
     if resume:
         if not (out / CONFIG).exists():
             raise ConfigError(f"{out}: no {CONFIG}, expected the folder of an earlier `skiprec train`")
-        if not config:
+        if not config and not preset:  # others are compared with the run's own, and refused where they differ
             config = out / CONFIG
     else:
         refuse_existing(out)

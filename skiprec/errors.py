@@ -25,6 +25,10 @@ class TrainingDiverged(SkiprecError):
     """A loss or a score is no longer a finite number."""
 
 
+class OutOfMemory(SkiprecError):
+    """A step asked for more memory than the device has."""
+
+
 class TrainingStopped(SkiprecError):
     """Training was asked to stop between two steps. The last epoch's end is the place to go on from."""
 

@@ -394,9 +394,9 @@ def sort_events(
     key = (columns["session"].astype(np.int64) << 32) + columns["position"]
     order = np.argsort(key, kind="stable")
     key = key[order]
-    is_same_session = key[1:] >> 32 == key[:-1] >> 32
     for name, column in columns.items():
         columns[name] = column[order]
+    is_same_session = columns["session"][1:] == columns["session"][:-1]
 
     def place(i: int) -> str:
         """File and row of the i-th row of the sorted table."""

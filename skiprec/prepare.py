@@ -165,7 +165,8 @@ def build(events: Events, config: PrepareConfig) -> tuple[pa.Table, pa.Table, Ma
     last = starts + lengths - 1
     is_whole = (rows.position[starts] == 1) & (rows.position[last] == lengths) & (rows.session_length[last] == lengths)
     is_long = lengths >= config.min_length
-    has_skip = sums(is_skipped, last + 1 - kept_lengths, kept_lengths) > 0
+    # In the training prefix: flags of held-out rows must not decide what is trained on.
+    has_skip = sums(is_skipped, last + 1 - kept_lengths, np.maximum(kept_lengths - N_HELD_OUT, 0)) > 0
     is_wanted = has_skip if config.only_sessions_with_skips else np.ones_like(is_whole)
     keep = is_whole & is_long & is_wanted
     dropped = {

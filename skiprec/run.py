@@ -81,6 +81,8 @@ class Run:
         if (folder / RESUME).exists():
             self._resume()
         elif folder.exists():  # stopped before its first epoch's end
+            if len((folder / HISTORY).read_text().splitlines() if (folder / HISTORY).exists() else []) > 1:
+                raise CheckpointError(f"{folder / RESUME}: missing, though {HISTORY} has epochs after it; train again")
             self._write_start(folder)
         else:
             with new_folder(folder) as beside:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from skiprec.batches import Batch, batches
 from skiprec.dataset import Dataset, training_prefix
-from skiprec.errors import ConfigError, TrainingDiverged, TrainingStopped
+from skiprec.errors import ConfigError, OutOfMemory, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator, ModelScorer
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.randomness import derive_seed
@@ -179,7 +180,8 @@ class Trainer:
         for number, batch in enumerate(epoch_batches, start=1):
             if self.should_stop():
                 raise TrainingStopped(f"stopped in epoch {self.epoch}, step {number}")
-            totals += self.step(batch, number) * len(batch.lengths)
+            with memory_errors(self.config):
+                totals += self.step(batch, number) * len(batch.lengths)
             bar.update(len(batch.lengths))
         loss, nll, nce = (totals / len(self.sessions.lengths)).tolist()
         if not torch.isfinite(totals).all():
@@ -231,3 +233,22 @@ class Trainer:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         self.epoch, self.best_epoch = values["epoch"], values["best_epoch"]
         self.best_value = values["best_value"]
+
+
+@contextmanager
+def memory_errors(config: TrainConfig) -> Iterator[None]:
+    """Turn an allocation that failed into one line.
+
+    Raises:
+        OutOfMemory: In place of torch's.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # The CPU's allocator has no class of its own for it.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemory(
+            f"a step with batch_size {config.batch_size}, n_negatives {config.loss.n_negatives} and dim "
+            f"{config.model.dim} does not fit the device's memory; make one of them smaller"
+        ) from error

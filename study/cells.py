@@ -4,6 +4,7 @@ A cell is one complete configuration with one seed; a trial is one attempt at it
 has a COMPLETE trial, or was set aside after its last attempt.
 """
 
+import dataclasses
 import itertools
 from collections import Counter
 from contextlib import AbstractContextManager, suppress
@@ -20,7 +21,7 @@ from skiprec.trainer import TrainConfig
 from study.space import Recipe, configuration, experiment, grid
 
 SEED_STEP = 1000
-"""Between the seeds of cells that are the same experiment, so that they do not meet the recipe's other seeds."""
+"""Between the seeds of cells that are the same experiment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def plan(recipe: Recipe, dataset_digest: str, threads: int) -> list[Cell]:
 
     Cells that are the same experiment (equal alpha/beta) get different seeds: a repeat that teaches something.
     """
-    seen: Counter[str] = Counter()
+    used: set[str] = set()
     arms = []
     for arm in recipe.arms:
         cells = []
@@ -55,11 +56,11 @@ def plan(recipe: Recipe, dataset_digest: str, threads: int) -> list[Cell]:
         else:
             for seed, params in itertools.product(recipe.seeds, grid(recipe, arm)):
                 config = configuration(recipe, arm, params, seed=seed, threads=threads)
-                same = canonical_json([seed, experiment(config)])
-                own_seed = seed + SEED_STEP * seen[same]
-                seen[same] += 1
-                config = configuration(recipe, arm, params, seed=own_seed, threads=threads)
-                cells.append(Cell(cell_id(config, dataset_digest), arm, own_seed, params))
+                measured = experiment(config)
+                while canonical_json([config.seed, measured]) in used:
+                    config = dataclasses.replace(config, seed=config.seed + SEED_STEP)
+                used.add(canonical_json([config.seed, measured]))
+                cells.append(Cell(cell_id(config, dataset_digest), arm, config.seed, params))
         arms.append(cells)
     turns = itertools.chain.from_iterable(itertools.zip_longest(*arms))
     return [cell for cell in turns if cell is not None]
@@ -122,36 +123,33 @@ def is_failure(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and not trial.user_attrs.get("interrupted", False)
 
 
-def progress(study: optuna.Study, cells: list[Cell]) -> Progress:
+def cell_status(tried: list[FrozenTrial], max_attempts: int) -> str:
+    """In one word, or two, what became of a cell: that of its best attempt; "waiting" if it is to be tried again."""
+    states = {trial.state for trial in tried}
+    for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING, TrialState.PRUNED):
+        if state in states:
+            return state.name.lower()
+    is_last = sum(map(is_failure, tried)) >= max_attempts or any(t.user_attrs.get("hopeless") for t in tried)
+    return "set aside" if is_last else "waiting"
+
+
+def progress(study: optuna.Study, cells: list[Cell], max_attempts: int) -> Progress:
     """Count the planned cells by where they stand."""
     by_cell = attempts(study.get_trials(deepcopy=False))
-    counts: Counter[str] = Counter()
-    for cell in cells:
-        states = {trial.state for trial in by_cell.get(cell.id, [])}
-        for state, name in (
-            (TrialState.COMPLETE, "complete"),
-            (TrialState.RUNNING, "running"),
-            (TrialState.WAITING, "waiting"),
-        ):
-            if state in states:
-                counts[name] += 1
-                break
-        else:
-            counts["failed" if states else "waiting"] += 1
-    return Progress(len(cells), counts["complete"], counts["running"], counts["waiting"], counts["failed"])
+    counts = Counter(cell_status(by_cell.get(cell.id, []), max_attempts) for cell in cells)
+    return Progress(len(cells), counts["complete"], counts["running"], counts["waiting"], counts["set aside"])
 
 
 def refill(study: optuna.Study, cells: list[Cell], max_attempts: int) -> None:
-    """Queue every cell that is neither complete, running nor waiting, nor out of attempts.
+    """Queue every cell that is to be tried, or tried again, and has no trial waiting for that.
 
     Safe to call again at any time by the one process that holds the study's lock.
     """
     by_cell = attempts(study.get_trials(deepcopy=False))
     for cell in cells:
         trials = by_cell.get(cell.id, [])
-        if any(t.state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING) for t in trials):
-            continue
-        if sum(map(is_failure, trials)) < max_attempts and not any(t.user_attrs.get("hopeless") for t in trials):
+        is_queued = any(trial.state == TrialState.WAITING for trial in trials)
+        if cell_status(trials, max_attempts) == "waiting" and not is_queued:
             enqueue(study, proposed(cell, trials), attempt=len(trials) + 1)
 
 

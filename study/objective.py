@@ -1,18 +1,19 @@
 """One attempt at a cell: its configuration -> training -> a COMPLETE trial, or one that failed or was given back."""
 
+import dataclasses
 import shutil
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 import torch
 from mlflow import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
-from skiprec.config import flatten
+from skiprec.config import flatten, from_flat
 from skiprec.dataset import Dataset
 from skiprec.errors import CheckpointError, OutputError, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator
@@ -34,6 +35,8 @@ class Workplace:
     evaluator: Evaluator
     device: torch.device
     client: MlflowClient
+    exclusively: AbstractContextManager[object]
+    """Held while a cell is claimed, and while its point is chosen."""
     resume: Path
     """The folder of the unfinished trials' folders."""
     tags: dict[str, str]
@@ -49,31 +52,11 @@ def attempt(place: Workplace, trial: optuna.Trial) -> None:
         OutputError: If something could not be written; likewise, as no other cell could be either.
         sqlalchemy.exc.SQLAlchemyError, MlflowException: If a database failed; likewise.
     """
-    attrs = trial.user_attrs
-    params = suggest(place.recipe, attrs["arm"], trial)
-    config = own_seed(place, trial, params)
-    identity = cell_id(config, place.dataset.digest)
-    for name, value in (
-        ("config", flatten(config)),
-        ("proposed", params),
-        ("seed", config.seed),
-        ("cell_id", identity),
-    ):
-        trial.set_user_attr(name, value)
-    folder = place.resume / identity
     tracker = None
     try:
-        tracker = MLflowTracker(
-            place.client,
-            place.study.user_attrs["experiment_id"],
-            place.study.user_attrs["parent_run"],
-            place.dataset,
-            name=f"{attrs['arm']} #{trial.number}",
-            tags=place.tags
-            | {"cell": identity, "arm": attrs["arm"], "attempt": str(attrs["attempt"]), "seed": str(config.seed)},
-        )
-        trial.set_user_attr("run_id", tracker.run_id)
-        value = train(place, trial, config, folder, tracker)
+        config = choose(place, trial)
+        tracker = open_run(place, trial, config)
+        value = train(place, trial, config, tracker)
     except (TrainingStopped, OutputError, *DATABASE_ERRORS) as stop:  # not the cell's fault
         trial.set_user_attr("interrupted", True)
         give_up(place, trial, tracker, str(stop), status="KILLED", again=True)
@@ -82,7 +65,7 @@ def attempt(place: Workplace, trial: optuna.Trial) -> None:
         trial.set_user_attr("hopeless", True)
         give_up(place, trial, tracker, str(error), status="FAILED", again=False)
     except CheckpointError as error:  # the next attempt starts afresh
-        shutil.rmtree(folder)
+        shutil.rmtree(folder_of(place, trial))
         give_up(place, trial, tracker, str(error), status="FAILED", again=True)
     except Exception as error:  # whatever it is, the study's other cells go on; shown in status and report
         trial.set_user_attr("traceback", traceback.format_exc())
@@ -91,15 +74,21 @@ def attempt(place: Workplace, trial: optuna.Trial) -> None:
         # Optuna first: it alone says what is done. A run left open between the two is closed by the next `study run`.
         place.study.tell(trial, value)
         tracker.end("FINISHED")
-        shutil.rmtree(folder)
+        shutil.rmtree(folder_of(place, trial))
 
 
-def train(place: Workplace, trial: optuna.Trial, config: TrainConfig, folder: Path, tracker: MLflowTracker) -> float:
-    """Train in the folder, from its last epoch's end if it has one, and put what came of it on the trial.
+def folder_of(place: Workplace, trial: optuna.Trial) -> Path:
+    """Where an attempt trains: the same for every attempt at its cell, so one goes on where another stopped."""
+    return place.resume / trial.user_attrs["cell_id"]
+
+
+def train(place: Workplace, trial: optuna.Trial, config: TrainConfig, tracker: MLflowTracker) -> float:
+    """Train in the cell's folder, from its last epoch's end if it has one, and put what came of it on the trial.
 
     Returns:
         The chosen epoch's value of the metric that is optimised.
     """
+    folder = folder_of(place, trial)
     run = Run(
         place.dataset,
         config,
@@ -123,28 +112,52 @@ def train(place: Workplace, trial: optuna.Trial, config: TrainConfig, folder: Pa
     return metrics[SELECTED_BY]
 
 
-def own_seed(place: Workplace, trial: optuna.Trial, params: dict[str, Any]) -> TrainConfig:
-    """The trial's configuration; a point that another trial measures already becomes a new seed of it."""
+def choose(place: Workplace, trial: optuna.Trial) -> TrainConfig:
+    """The trial's configuration, put on the trial: as the queue fixed it, or as the sampler proposes it.
+
+    A proposed point that another trial measures already becomes a new seed of it, so no two may choose at once.
+    """
     attrs = trial.user_attrs
-    seed = attrs["seed"]
-    config = configuration(place.recipe, attrs["arm"], params, seed=seed, threads=place.study.user_attrs["threads"])
-    if place.recipe.sampler == "exhaustive" or attrs["has_point"]:
-        return config
-    same = {
-        t.user_attrs["seed"]
-        for t in place.study.get_trials(deepcopy=False)
-        if t.user_attrs.get("cell") != attrs["cell"] and "config" in t.user_attrs and same_experiment(place, t, config)
-    }
-    while seed in same:
-        seed += SEED_STEP
-    return configuration(place.recipe, attrs["arm"], params, seed=seed, threads=config.threads)
+    with place.exclusively:
+        params = suggest(place.recipe, attrs["arm"], trial)
+        config = configuration(
+            place.recipe, attrs["arm"], params, seed=attrs["seed"], threads=place.study.user_attrs["threads"]
+        )
+        if not attrs["has_point"]:
+            used = {
+                t.user_attrs["seed"]
+                for t in place.study.get_trials(deepcopy=False)
+                if t.user_attrs.get("cell") != attrs["cell"] and same_experiment(t, config)
+            }
+            while config.seed in used:
+                config = dataclasses.replace(config, seed=config.seed + SEED_STEP)
+        trial.set_user_attr("cell_id", cell_id(config, place.dataset.digest))
+        trial.set_user_attr("seed", config.seed)
+        trial.set_user_attr("proposed", params)
+        trial.set_user_attr("config", flatten(config))
+    return config
 
 
-def same_experiment(place: Workplace, trial: FrozenTrial, config: TrainConfig) -> bool:
+def same_experiment(trial: FrozenTrial, config: TrainConfig) -> bool:
     """Whether a trial measures what the configuration would, seeds apart."""
+    theirs = trial.user_attrs.get("config")
+    return theirs is not None and experiment(from_flat(theirs)) == experiment(config)
+
+
+def open_run(place: Workplace, trial: optuna.Trial, config: TrainConfig) -> MLflowTracker:
+    """The tracker of an attempt."""
     attrs = trial.user_attrs
-    theirs = configuration(place.recipe, attrs["arm"], attrs["proposed"], seed=attrs["seed"], threads=config.threads)
-    return experiment(theirs) == experiment(config)
+    tracker = MLflowTracker(
+        place.client,
+        place.study.user_attrs["experiment_id"],
+        place.study.user_attrs["parent_run"],
+        place.dataset,
+        name=f"{attrs['arm']} #{trial.number}",
+        tags=place.tags
+        | {"cell": attrs["cell_id"], "arm": attrs["arm"], "attempt": str(attrs["attempt"]), "seed": str(config.seed)},
+    )
+    trial.set_user_attr("run_id", tracker.run_id)
+    return tracker
 
 
 def give_up(
@@ -158,7 +171,9 @@ def give_up(
         is_failure(t) for t in place.study.get_trials(deepcopy=False) if t.user_attrs.get("cell") == attrs["cell"]
     )
     if again and failures < place.recipe.max_attempts:
-        cell = Cell(attrs["cell"], attrs["arm"], attrs["seed"], attrs["proposed"])
+        cell = Cell(attrs["cell"], attrs["arm"], attrs["seed"], attrs.get("proposed", {}))
         enqueue(place.study, cell, attempt=attrs["attempt"] + 1)
+    elif "cell_id" in attrs:  # set aside: nobody will go on with it
+        shutil.rmtree(folder_of(place, trial), ignore_errors=True)
     if tracker is not None:
         tracker.end(status)  # last: where the tracker is what failed, the cell is in the queue already

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 POLL_SECONDS = 0.5
+MAX_ABANDONED = 3
+"""How often a cell may be found left by a worker that died before that counts as a failure of the cell."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class StudyHandle:
         """Where its cells stand."""
         study = self.study
         with database_errors(self.where):
-            return progress(study, planned_cells(study))
+            return stage_of(study)
 
     def trials(self) -> "pd.DataFrame":
         """One row a trial."""
@@ -114,18 +116,16 @@ def launch(
     name = name or f"{recipe.name}-{dataset.digest[:8]}"
     with database_errors(where), locked(where, name):
         study = create(where, name, recipe, dataset, workers, device)
-        cells = planned_cells(study)
-        take_over(where, study)
-        refill(study, cells, recipe.max_attempts)
-        if not progress(study, cells).is_finished:
-            refuse_full_disk(where, dataset, study, cells, workers)
-            client = open_tracker(where)
-            reopen_run(client, study.user_attrs["parent_run"])
-            try:
-                supervise(where, study, cells, workers, device, show_progress)
-            finally:
-                done = progress(study, cells).is_finished
-                end_run(client, study.user_attrs["parent_run"], "FINISHED" if done else "KILLED")
+        client, parent = open_tracker(where), study.user_attrs["parent_run"]
+        reopen_run(client, parent)
+        try:
+            take_over(where, study)
+            refill(study, planned_cells(study), recipe.max_attempts)
+            if not stage_of(study).is_finished:
+                refuse_full_disk(where, dataset, study, workers)
+                supervise(where, study, workers, device, show_progress)
+        finally:
+            end_run(client, parent, "FINISHED" if stage_of(study).is_finished else "KILLED")
     return StudyHandle(name, where)
 
 
@@ -170,6 +170,7 @@ def create(where: Places, name: str, recipe: Recipe, dataset: Dataset, workers: 
             differs.append(f"the dataset was {attrs['dataset_digest'][:8]}, now {dataset.digest[:8]}")
         if differs:
             raise StudyError(f"study {name} was made differently: {'; '.join(differs)}. Give this one another --name")
+        study.set_user_attr("dataset", str(dataset.path.resolve()))  # the same data may have moved
         return study
     threads = max(1, (os.cpu_count() or 1) // workers)
     chosen = settle(device, threads)
@@ -211,26 +212,35 @@ def planned_cells(study: optuna.Study) -> list[Cell]:
     return [Cell(identity, **cell) for identity, cell in study.user_attrs["cells"].items()]
 
 
+def stage_of(study: optuna.Study) -> Progress:
+    """Where the cells of a study stand."""
+    return progress(study, planned_cells(study), study.user_attrs["recipe"]["max_attempts"])
+
+
 def take_over(where: Places, study: optuna.Study) -> None:
     """End what a killed run left open: with the study's lock held and no worker started, nobody is at work on it."""
     trials = study.get_trials(deepcopy=False)
     for trial in trials:
         if trial.state == TrialState.RUNNING:
-            study._storage.set_trial_user_attr(trial._trial_id, "interrupted", True)
+            # A worker's end is not its cell's fault, unless cells keep ending their workers (out of memory, say).
+            same = [t for t in trials if t.user_attrs["cell"] == trial.user_attrs["cell"]]
+            if sum(t.user_attrs.get("abandoned", False) for t in same) < MAX_ABANDONED:
+                study._storage.set_trial_user_attr(trial._trial_id, "interrupted", True)
+            study._storage.set_trial_user_attr(trial._trial_id, "abandoned", True)
             study.tell(trial.number, state=TrialState.FAIL)
     finished = {t.user_attrs["run_id"] for t in trials if t.state == TrialState.COMPLETE}
     close_orphans(open_tracker(where), study.user_attrs["experiment_id"], finished)
 
 
-def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, cells: list[Cell], workers: int) -> None:
+def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, workers: int) -> None:
     """Refuse a study whose checkpoints would not fit, before it starts.
 
     Raises:
         OutputError: With what is needed and what is free.
     """
-    dim = max(cell_dim(study, cell) for cell in cells)
+    dim = max(cell_dim(study, cell) for cell in planned_cells(study))
     weights = 4 * dim * (dataset.n_items + 2 + 10 * dim)  # float32; the blocks hold some 9 dim^2
-    stage = progress(study, cells)
+    stage = stage_of(study)
     # A checkpoint a cell, and for each at work its best, weights and two moments; with room for the databases.
     needed = (stage.planned - stage.complete - stage.failed + 5 * workers) * weights + 20_000_000
     free = shutil.disk_usage(where.mlruns).free
@@ -248,9 +258,7 @@ def cell_dim(study: optuna.Study, cell: Cell) -> int:
     return int(value["high"]) if isinstance(value, dict) else max(value) if isinstance(value, list) else value
 
 
-def supervise(
-    where: Places, study: optuna.Study, cells: list[Cell], workers: int, device: str, show_progress: bool
-) -> None:
+def supervise(where: Places, study: optuna.Study, workers: int, device: str, show_progress: bool) -> None:
     """Start the workers, show how far they are, and see them end.
 
     Raises:
@@ -263,7 +271,7 @@ def supervise(
     started = [subprocess.Popen(command, start_new_session=True) for _ in range(workers)]
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        watch(study, cells, started, show_progress)
+        watch(study, started, show_progress)
     except KeyboardInterrupt:
         print("stopping: workers give their cells back at the last epoch's end", file=sys.stderr)
         raise
@@ -278,7 +286,7 @@ def supervise(
         signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, earlier)
     failed = [process.returncode for process in started if process.returncode != 0]
-    stage = progress(study, cells)
+    stage = stage_of(study)
     if failed or not stage.is_finished:
         raise StudyError(
             f"study {study.study_name}: {len(failed)} of {workers} workers ended with an error (shown above), "
@@ -287,12 +295,14 @@ def supervise(
         )
 
 
-def watch(study: optuna.Study, cells: list[Cell], started: list[subprocess.Popen], show_progress: bool) -> None:
+def watch(study: optuna.Study, started: list[subprocess.Popen], show_progress: bool) -> None:
     """Show a bar over the cells until every worker has ended."""
-    with tqdm(total=len(cells), unit=" cells", desc=study.study_name, disable=None if show_progress else True) as bar:
+    with tqdm(
+        total=len(planned_cells(study)), unit=" cells", desc=study.study_name, disable=None if show_progress else True
+    ) as bar:
         while True:
             is_over = all(process.poll() is not None for process in started)
-            stage = progress(study, cells)
+            stage = stage_of(study)
             done = [t.value for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
             bar.n = stage.complete + stage.failed
             best = {"best": f"{max(done):.4f}"} if done else {}

@@ -1,6 +1,8 @@
 """Recipes: which settings vary, how far, in which arm. A recipe and a point in it -> a complete configuration."""
 
 import itertools
+import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -10,8 +12,14 @@ import optuna
 
 from skiprec.config import SETTINGS, Value, checked, flatten, from_flat, read_toml, unknown
 from skiprec.errors import ConfigError
+from skiprec.model import ModelConfig
 from skiprec.trainer import SELECTED_BY, TrainConfig
+from skiprec.training_loss import LossConfig
 
+KINDS = {
+    name: kind for cls in (TrainConfig, ModelConfig, LossConfig) for name, kind in typing.get_type_hints(cls).items()
+}
+"""The type of every setting."""
 NOT_IN_RECIPES = {"seed": "`seeds` at the top of the recipe", "threads": "the study, from the number of workers"}
 
 
@@ -58,7 +66,7 @@ class Recipe:
             for setting, value in arm_settings(self, name).items():
                 check_domain(self, name, setting, value)
                 check_shared_name(self, name, setting, value)
-            # A whole configuration of the arm, so that a wrong value is refused before anything is made.
+            # Whole configurations of the arm, so that a wrong value is refused before anything is made.
             for point in corners(arm_settings(self, name)):
                 from_flat(point, f"arm '{name}'")
 
@@ -106,6 +114,8 @@ def check_domain(recipe: Recipe, arm: str, name: str, value: Any) -> None:
             raise ConfigError(f"{where} is a range, which an exhaustive recipe cannot try in full; expected a list")
         for key in value.keys() - {"low", "high", "log"}:
             raise ConfigError(f"{where}: {unknown(key, ('low', 'high', 'log'))}")
+        if KINDS[name] is not float:
+            raise ConfigError(f"{where} is a range, expected a list: only numbers with fractions have one")
         low, high, log = value.get("low"), value.get("high"), value.get("log", False)
         if type(low) not in (int, float) or type(high) not in (int, float) or type(log) is not bool:
             raise ConfigError(f"{where} is {value}, expected {{ low = number, high = number, log = true or false }}")
@@ -125,21 +135,22 @@ def check_shared_name(recipe: Recipe, arm: str, name: str, value: Any) -> None:
         return
     for other in recipe.arms:
         theirs = arm_settings(recipe, other).get(name)
-        if isinstance(theirs, list | dict) and theirs != value and list in (type(theirs), type(value)):
+        both_ranges = isinstance(theirs, dict) and isinstance(value, dict)
+        if both_ranges and theirs.get("log", False) == value.get("log", False):
+            continue
+        if isinstance(theirs, list | dict) and theirs != value:
             raise ConfigError(
                 f"arms '{arm}' and '{other}' search {name} over {value} and {theirs}; "
-                "a searched list must be the same in every arm that varies it"
+                "a searched list must be the same in every arm that varies it, and ranges alike in log"
             )
 
 
-def corners(settings: dict[str, Any]) -> list[dict[str, Value]]:
-    """Points that touch every choice and both ends of every range at least once."""
-    ends = {
-        k: (v["low"], v["high"]) if isinstance(v, dict) else v if isinstance(v, list) else [v]
-        for k, v in settings.items()
-    }
-    most = max(map(len, ends.values()), default=1)
-    return [{k: v[min(i, len(v) - 1)] for k, v in ends.items()} for i in range(most)]
+def corners(settings: dict[str, Any]) -> Iterator[dict[str, Value]]:
+    """Every combination of an arm's choices and of the ends of its ranges."""
+    ends = (
+        (v["low"], v["high"]) if isinstance(v, dict) else v if isinstance(v, list) else (v,) for v in settings.values()
+    )
+    return (dict(zip(settings, values, strict=True)) for values in itertools.product(*ends))
 
 
 def grid(recipe: Recipe, arm: str) -> list[dict[str, Value]]:
@@ -172,8 +183,22 @@ def configuration(recipe: Recipe, arm: str, params: dict[str, Value], *, seed: i
     return from_flat(fixed | params | {"seed": seed, "threads": threads}, f"arm '{arm}'")
 
 
+ONLY_WITH_ALPHA = {"context", "temperature", "negative_scope", "anchors", "visible_positive"}
+ONLY_BIDIRECTIONAL = {"mask_rate", "mask_last_only", "visible_positive"}
+
+
+def effective(flat: Mapping[str, Value]) -> dict[str, Value]:
+    """The settings of a flat configuration that do something in it."""
+    idle = ONLY_WITH_ALPHA if flat["alpha"] == 0 else set()
+    idle = idle | ONLY_BIDIRECTIONAL if flat["architecture"] == "unidirectional" else idle
+    return {name: value for name, value in flat.items() if name not in idle}
+
+
 def experiment(config: TrainConfig) -> dict[str, Value]:
-    """What a cell measures, its seed apart. Alpha and beta count by their ratio alone: Adam divides out their size."""
-    flat = flatten(config)
+    """What a cell measures, its seed apart: the settings that do something in it.
+
+    Alpha and beta count by their ratio alone: Adam divides out their size.
+    """
+    flat = effective(flatten(config))
     ratio = round(flat["alpha"] / flat["beta"], 9) if flat["beta"] else float("inf")
     return {k: v for k, v in flat.items() if k not in ("seed", "alpha", "beta")} | {"alpha/beta": str(ratio)}

@@ -3,14 +3,13 @@
 import optuna
 from optuna.trial import TrialState
 
-from study.cells import attempts, is_failure, progress
-from study.run import planned_cells
+from study.cells import attempts, is_failure
+from study.run import stage_of
 
 
 def describe(study: optuna.Study) -> str:
     """Cells by state, the best so far with its settings, time left, and what failed."""
-    cells = planned_cells(study)
-    stage = progress(study, cells)
+    stage = stage_of(study)
     trials = study.get_trials(deepcopy=False)
     lines = [
         f"study {study.study_name}: {stage.complete} of {stage.planned} cells complete, {stage.running} running, "
@@ -30,5 +29,7 @@ def describe(study: optuna.Study) -> str:
         failures = [t for t in tried if is_failure(t)]
         if failures and not any(t.state == TrialState.COMPLETE for t in tried):
             last = failures[-1].user_attrs
-            lines.append(f"failed {len(failures)} times: {last['arm']} {cell[:12]}: {last.get('error', 'no message')}")
+            lines.append(
+                f"failed {len(failures)} times: {last['arm']} {cell[:12]}: {last.get('error', 'its worker died')}"
+            )
     return "\n".join(lines)

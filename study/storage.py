@@ -127,6 +127,10 @@ def new_database(url: str) -> Iterator[str]:
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with writing_to(path), filelock.FileLock(path.with_name(f".{path.name}.lock")):
+        if path.exists():  # another study's command was quicker
+            yield url
+            return
         try:
             yield f"sqlite:///{beside}"
         except DATABASE_ERRORS as error:

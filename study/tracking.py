@@ -16,6 +16,7 @@ from mlflow.entities import Dataset as TrackedDataset
 from mlflow.entities import DatasetInput, Metric, Param, RunStatus, ViewType
 
 from skiprec.dataset import Dataset
+from skiprec.files import writing_to
 from study.storage import Places, new_database
 
 for noisy in ("mlflow", "alembic"):
@@ -86,7 +87,7 @@ def close_orphans(client: MlflowClient, experiment_id: str, finished: set[str]) 
         finished: Runs whose trial is COMPLETE: killed between the two databases, they are FINISHED, others KILLED.
     """
     still_open = f"attributes.status = '{RunStatus.to_string(RunStatus.RUNNING)}' and tags.role = 'trial'"
-    while runs := client.search_runs([experiment_id], still_open, run_view_type=ViewType.ALL):
+    while runs := client.search_runs([experiment_id], still_open, run_view_type=ViewType.ACTIVE_ONLY):
         for run in runs:
             end_run(client, run.info.run_id, "FINISHED" if run.info.run_id in finished else "KILLED")
 
@@ -142,7 +143,8 @@ class MLflowTracker:
 
     def log_artifact(self, path: Path) -> None:
         """A file of the run."""
-        self.client.log_artifact(self.run_id, str(path))
+        with writing_to(path):  # where the tracker's files are a folder, it may be full
+            self.client.log_artifact(self.run_id, str(path))
 
     def end(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
@@ -151,4 +153,5 @@ class MLflowTracker:
 
 def log_report(client: MlflowClient, parent: str, folder: Path) -> None:
     """Keep a study's report with its run."""
-    client.log_artifacts(parent, str(folder), "report")
+    with writing_to(folder):
+        client.log_artifacts(parent, str(folder), "report")

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
 from skiprec.errors import StudyError
 from study.storage import Places, without_password
@@ -21,9 +22,12 @@ def serve(where: Places, port: int) -> None:
     """Serve until interrupted.
 
     Raises:
-        StudyError: If the port is taken, or the server ends by itself, or never answers.
+        StudyError: If there is no database or the port is taken, or the server ends by itself, or never answers.
         KeyboardInterrupt: After Ctrl-C, when the server has ended.
     """
+    database = where.tracking_uri.removeprefix("sqlite:///")
+    if where.tracking_uri.startswith("sqlite:///") and not Path(database).exists():
+        raise StudyError(f"{database}: there is no such database, so nothing to show; `study run` makes one")
     with socket.socket() as probe:
         # The server itself would start, fail in a child process, and never answer.
         if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -73,13 +73,13 @@ def work(where: Places, name: str, device: str) -> None:
             evaluator=Evaluator(dataset, "val", chosen),
             device=chosen,
             client=open_tracker(where),
+            exclusively=claim_lock(where, name),
             resume=where.resume(name),
             tags={"study": name, "dataset_digest": dataset.digest, "git_commit": git_commit()},
             should_stop=should_stop,
         )
-        exclusively = claim_lock(where, name)
         while not should_stop():
-            trial = claim(study, exclusively)
+            trial = claim(study, place.exclusively)
             if trial is None:
                 return
             study.sampler = sampler(recipe, trial.number)

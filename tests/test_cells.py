@@ -46,14 +46,14 @@ def test_a_trial_without_a_cell_is_left_alone(study):
 
 def test_cells_are_counted_by_where_they_stand(study):
     """Waiting, running, complete; and failed only when no attempt is left."""
-    stage = progress(study, CELLS)
+    stage = progress(study, CELLS, 1)
     assert (stage.planned, stage.waiting, stage.running, stage.complete, stage.failed) == (2, 2, 0, 0, 0)
     first = claim(study, nullcontext())
-    assert (progress(study, CELLS).running, progress(study, CELLS).waiting) == (1, 1)
+    assert (progress(study, CELLS, 1).running, progress(study, CELLS, 1).waiting) == (1, 1)
     study.tell(first, 0.5)
     second = claim(study, nullcontext())
     study.tell(second, state=TrialState.FAIL)
-    stage = progress(study, CELLS)
+    stage = progress(study, CELLS, 1)
     assert (stage.complete, stage.failed, stage.is_finished) == (1, 1, True)
 
 
@@ -76,7 +76,7 @@ def test_a_stopped_attempt_is_not_a_failure(study):
         trial.set_user_attr("interrupted", True)
         study.tell(trial, state=TrialState.FAIL)
         refill(study, CELLS, max_attempts=2)
-    assert progress(study, CELLS).waiting == 2
+    assert progress(study, CELLS, 1).waiting == 2
 
 
 def test_a_retry_is_the_experiment_that_was_proposed_at_first(study):
@@ -103,7 +103,7 @@ def test_a_cell_that_cannot_succeed_is_not_tried_again(study):
         trial.set_user_attr("hopeless", True)
         study.tell(trial, state=TrialState.FAIL)
     refill(study, CELLS, max_attempts=5)
-    assert progress(study, CELLS).failed == 2
+    assert progress(study, CELLS, 1).failed == 2
 
 
 def claim_all(where, start, claimed):

@@ -163,3 +163,38 @@ def test_arms_may_list_different_choices_where_all_are_tried():
     assert choices(recipe, "learning_rate") == [0.1, 0.2]
     with pytest.raises(ConfigError, match="a searched list must be the same in every arm"):
         Recipe(name="r", sampler="tpe", cells_per_arm=2, arms=arms)
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ({"a": {"dim": {"low": 16, "high": 32}}}, "arm 'a': dim is a range, expected a list"),
+        (
+            {
+                "a": {"learning_rate": {"low": 0.1, "high": 0.2}},
+                "b": {"learning_rate": {"low": 0.1, "high": 0.2, "log": True}},
+            },
+            "and ranges alike in log",
+        ),
+        ({"a": {"max_epochs": [3, 10], "patience": [2, 5]}}, r"patience \(5\) must be smaller than max_epochs \(3\)"),
+    ],
+)
+def test_what_no_worker_could_try_is_refused_before_a_study_is_made(arms, message):
+    """Every combination is a whole configuration, and every name has one domain."""
+    with pytest.raises(ConfigError, match=message):
+        Recipe(name="r", sampler="tpe", cells_per_arm=2, arms=arms)
+
+
+def test_settings_without_effect_do_not_make_another_experiment():
+    """S- has no context; so its two cells are one experiment, and get different seeds."""
+    recipe = Recipe(name="r", sampler="exhaustive", arms={"a": {"alpha": 0.0, "context": ["session", "item"]}})
+    assert [c.seed for c in plan(recipe, "0" * 64, threads=1)] == [1, 1 + SEED_STEP]
+
+
+def test_derived_seeds_do_not_meet_the_recipes_own():
+    """With seeds 1 and 1001 the two ratios that are alike still get four seeds."""
+    arms = {"a": {"alpha": [0.25, 0.5], "beta": 0.5}, "b": {"alpha": [0.5], "beta": 1.0}}
+    cells = plan(Recipe(name="r", sampler="exhaustive", seeds=[1, 1 + SEED_STEP], arms=arms), "0" * 64, threads=1)
+    same = [c.seed for c in cells if c.arm == "b" or c.params["alpha"] == 0.25]
+    assert len(set(same)) == len(same) == 4
+    assert len({c.id for c in cells}) == 6

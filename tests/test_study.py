@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,9 +139,9 @@ def test_a_run_says_what_it_was_made_from(finished):
 
 
 def test_a_finished_study_leaves_no_resume_points(finished):
-    """Only the lock's file stays."""
+    """Only the locks' files stay."""
     _, handle = finished
-    assert [p.name for p in handle.where.resume(handle.name).iterdir()] == ["lock"]
+    assert {p.name for p in handle.where.resume(handle.name).iterdir()} == {"claim", "lock"}
 
 
 def test_running_a_finished_study_again_changes_nothing(finished, data):
@@ -346,3 +347,60 @@ def test_a_report_is_kept_with_the_study_and_never_overwritten(finished):
     again = run(folder, "study", "report", handle.name, "--out", "out")
     assert again.returncode == 1
     assert again.stderr == "OutputError: out already exists; choose another --out, or remove it first\n"
+
+
+def test_two_studies_made_in_the_same_second_share_the_databases(data, tmp_path):
+    """Neither loses the other's: both are there, and whole."""
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    arguments = ("study", "run", "tiny.toml", "--data", data, "--device", "cpu", "--name")
+    both = [subprocess.Popen(command(*arguments, name), cwd=tmp_path) for name in ("first", "second")]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    for name in ("first", "second"):
+        shown = run(tmp_path, "study", "status", name)
+        assert f"study {name}: 4 of 4 cells complete" in shown.stdout
+
+
+def test_a_place_for_artifacts_that_cannot_be_written_fails_no_cell(data, tmp_path):
+    """One line, exit code 1; mended, the same command completes every cell."""
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns" / "artifacts").write_text("not a folder")
+    arguments = ("study", "run", "tiny.toml", "--data", data, "--device", "cpu")
+    blocked = run(tmp_path, *arguments)
+    assert blocked.returncode == 1
+    assert "Traceback" not in blocked.stderr
+    (tmp_path / "mlruns" / "artifacts").unlink()
+    again = run(tmp_path, *arguments)
+    assert again.returncode == 0, again.stderr
+    assert_whole(tmp_path, planned=4)
+
+
+def test_a_run_deleted_in_the_ui_does_not_block_its_study(data, tmp_path):
+    """Of a killed study, somebody deletes the runs that look stuck."""
+    process = start_and_wait_for_an_epoch(tmp_path, data)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}")
+    for stuck, _ in runs(tmp_path):
+        client.delete_run(stuck.info.run_id)
+    again = run(tmp_path, "study", "run", "long.toml", "--data", data, "--workers", 2, "--device", "cpu")
+    assert again.returncode == 0, again.stderr
+    assert_whole(tmp_path, planned=4)
+
+
+def test_a_study_goes_on_with_the_same_data_elsewhere(finished, data, tmp_path):
+    """What counts is the digest; workers read where the command says."""
+    shutil.copytree(data, tmp_path / "moved")
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    shutil.copytree(data, tmp_path / "first")
+    arguments = ("study", "run", "tiny.toml", "--device", "cpu", "--data")
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_040_000, 1_040_000))
+
+    run(tmp_path, *arguments, "first", preexec_fn=small_files)
+    shutil.rmtree(tmp_path / "first")
+    again = run(tmp_path, *arguments, "moved")
+    assert again.returncode == 0, again.stderr
+    assert_whole(tmp_path, planned=4)

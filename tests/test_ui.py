@@ -48,6 +48,8 @@ def test_the_ui_starts_names_the_studies_and_stops_with_ctrl_c(tmp_path):
 
 def test_a_taken_port_is_one_line_that_says_so(tmp_path):
     """Exit code 1, and what to do."""
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns" / "mlflow.db").touch()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -61,3 +63,13 @@ def test_a_taken_port_is_one_line_that_says_so(tmp_path):
         )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"StudyError: 127.0.0.1:{port} is taken")
+
+
+def test_the_ui_of_a_folder_without_studies_is_refused_and_makes_none(tmp_path):
+    """One line that says what makes one."""
+    done = subprocess.run(
+        [sys.executable, "-m", "study", "ui"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("StudyError: ")
+    assert list(tmp_path.iterdir()) == []

@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from skiprec.config import from_flat
 from skiprec.evaluation import HIT_RATE_AT
 from skiprec.files import canonical_json
-from study.cells import attempts, is_failure
-from study.space import experiment
+from study.cells import attempts, cell_status, is_failure
+from study.space import effective, experiment
 
 ARCHITECTURES = ("unidirectional", "bidirectional")
 PAPER_TEST = {
@@ -28,8 +28,6 @@ PAPER_TEST = {
 }
 """Seshadri & Knees 2023, Table 1: test HR@1, 5, 10, 20 by architecture and row."""
 
-ONLY_WITH_ALPHA = {"context", "temperature", "negative_scope", "anchors", "visible_positive"}
-ONLY_BIDIRECTIONAL = {"mask_rate", "mask_last_only", "visible_positive"}
 RATIO = "alpha/beta"
 FIRST_SETTINGS = ("architecture", "context", "negative_scope", "alpha", "beta", RATIO, "learning_rate")
 ALWAYS_LISTED = ("architecture", "context", "alpha", "beta", "learning_rate")
@@ -198,19 +196,16 @@ def done_cells(trials: Iterable[FrozenTrial]) -> tuple[DoneCell, ...]:
                 run_id=about.get("run_id", ""),
                 weights=about.get("weights", ""),
                 config=about["config"],
-                settings=effective(about["config"]),
+                settings=shown_settings(about["config"]),
                 metrics=about["metrics"],
                 curve=dict(sorted(trial.intermediate_values.items())),
             )
     return tuple(done.values())
 
 
-def effective(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that change anything in a configuration: an S- cell has a `context` on paper only."""
-    idle = {"threads"}
-    idle |= ONLY_WITH_ALPHA if config["alpha"] == 0 else set()
-    idle |= ONLY_BIDIRECTIONAL if config["architecture"] == "unidirectional" else set()
-    settings = {name: value for name, value in config.items() if name not in idle}
+def shown_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that change anything in a configuration, and alpha/beta: S- has a `context` on paper only."""
+    settings = {name: value for name, value in effective(config).items() if name != "threads"}
     if config["alpha"] > 0 and config["beta"] > 0:
         # Rounded, so that 0.1 / 0.3 and 0.2 / 0.6 are one place on an axis.
         settings[RATIO] = round(config["alpha"] / config["beta"], 9)
@@ -267,7 +262,7 @@ def trials_table(trials: Iterable[FrozenTrial]) -> pd.DataFrame:
 def count(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> Counts:
     """Where the planned cells stand."""
     by_cell = by_planned_cell(trials, attrs)
-    status = [cell_status(tried, attrs) for tried in by_cell.values()]
+    status = [cell_status(tried, attrs["recipe"]["max_attempts"]) for tried in by_cell.values()]
     every = [t for tried in by_cell.values() for t in tried]
     return Counts(
         planned=len(by_cell),
@@ -279,7 +274,8 @@ def count(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> Counts:
         failed_attempts=sum(map(is_failure, every)),
         interrupted_attempts=sum(t.state == TrialState.FAIL and not is_failure(t) for t in every),
         recovered=sum(
-            any(map(is_failure, tried)) and cell_status(tried, attrs) == "complete" for tried in by_cell.values()
+            any(map(is_failure, tried)) and cell_status(tried, attrs["recipe"]["max_attempts"]) == "complete"
+            for tried in by_cell.values()
         ),
     )
 
@@ -289,22 +285,12 @@ def by_planned_cell(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> 
     return {cell: [] for cell in attrs["cells"]} | attempts(list(trials))
 
 
-def cell_status(tried: list[FrozenTrial], attrs: Mapping[str, Any]) -> str:
-    """In one word, or two, what became of a cell."""
-    states = {t.state for t in tried}
-    for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING, TrialState.PRUNED):
-        if state in states:
-            return state.name.lower()
-    last = sum(map(is_failure, tried)) >= attrs["recipe"]["max_attempts"]
-    return "set aside" if last or any(t.user_attrs.get("hopeless") for t in tried) else "waiting"
-
-
 def failures(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> tuple[Failure, ...]:
     """Cells without a result of which an attempt failed: those set aside, and those that will be tried again."""
     found = []
     for cell, tried in by_planned_cell(trials, attrs).items():
         failed = [t for t in tried if is_failure(t)]
-        status = cell_status(tried, attrs)
+        status = cell_status(tried, attrs["recipe"]["max_attempts"])
         if failed and status != "complete":
             last = failed[-1].user_attrs
             found.append(
