@@ -20,14 +20,18 @@ _HOMES = {
     "synthesize_logs": "synthetic",
 }
 
-__all__ = [*_HOMES]
+_MODULES = ("dataset", "losses", "metrics", "negatives", "prepare", "trainer")
+
+__all__ = [*_HOMES, *_MODULES]
 
 
 def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(importlib.import_module(f"skiprec.{_HOMES[name]}"), name)
+    if name in _MODULES:  # so that `skiprec.losses.masked_info_nce` needs no import of its own
+        return importlib.import_module(f"skiprec.{name}")
     raise AttributeError(f"module 'skiprec' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *__all__])
