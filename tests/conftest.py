@@ -1,6 +1,7 @@
 """What several test files share: one thread, datasets made by hand, and a small one that went the whole road."""
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,8 @@ def small_config(**changes) -> TrainConfig:
     return TrainConfig(
         **parts[TrainConfig], model=ModelConfig(**parts[ModelConfig]), loss=LossConfig(**parts[LossConfig])
     )
+
+
+def hear_ctrl_c() -> None:
+    """For `preexec_fn`: what a shell starts in the background is born deaf to SIGINT, and so is what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

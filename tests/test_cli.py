@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from conftest import hear_ctrl_c
 
 from skiprec.cli import app as skiprec_app
 from skiprec.prepare import prepare_logs
@@ -128,7 +129,7 @@ def test_a_run_stopped_with_ctrl_c_goes_on_with_resume(tmp_path, data):
     whole = run(tmp_path, "skiprec", "train", data, "--out", "whole", *settings)
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-m", "skiprec", "train", str(data), "--out", "cut", *settings]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
     until = time.monotonic() + 120
     while not (tmp_path / "cut" / "resume.safetensors").exists() and time.monotonic() < until:
         time.sleep(0.02)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from conftest import hear_ctrl_c
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
@@ -212,6 +213,7 @@ def start_and_wait_for_an_epoch(folder, data):
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_ctrl_c,
     )
     until = time.monotonic() + 120
     while time.monotonic() < until:

@@ -7,6 +7,7 @@ import sys
 import urllib.request
 
 import pytest
+from conftest import hear_ctrl_c
 
 from study.storage import places
 from study.tracking import open_experiment, open_tracker
@@ -33,6 +34,7 @@ def test_the_ui_starts_names_the_studies_and_stops_with_ctrl_c(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        preexec_fn=hear_ctrl_c,
     )
     try:
         assert process.stdout.readline() == f"the MLflow UI is at http://127.0.0.1:{port}; Ctrl-C stops it\n"
