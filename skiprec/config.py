@@ -192,6 +192,11 @@ def resolve(preset: str | None, file: Path | None, settings: list[str], **fallba
     if settings:
         values |= dict(map(parse_setting, settings))
         wheres.append("--set")
+    if values.get("negative_scope") == "released":
+        raise ConfigError(
+            "negative_scope 'released' is not available yet; expected session, other_session or random: "
+            "add --set negative_scope=other_session, which is nearest to it"
+        )
     return from_flat(values, " with ".join(wheres) or "settings")
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shlex
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,8 @@ CAPTIONS = {
     "table1": (
         "The best cell of each row",
         "Dots with bars: the best cell of each row with its 95% margin for the sampling of sessions. Faint dots: "
-        "the row's other cells, of which the best was picked. Dashed: baselines, but random, which is far to the "
-        "left. Whether a difference is shown is said at the top; it is not whether two bars overlap.",
+        "the row's other cells, of which the best was picked. Dashed and dotted: baselines; random is in the "
+        "table below alone. Whether a difference is shown is said at the top; it is not whether two bars overlap.",
     ),
     "parallel_coordinates": (
         "Every cell through its settings",
@@ -327,7 +328,7 @@ def cost(found: Analysis) -> Table:
             return (name, done, *("-",) * 7)
         train, evaluation = sum(c.train_seconds for c in cells), sum(c.eval_seconds for c in cells)
         epochs = sum(c.epochs for c in cells)
-        values = (cells[-1].value, cells[(len(cells) - 1) // 2].value, cells[0].value)
+        values = (cells[-1].value, statistics.median(cell.value for cell in cells), cells[0].value)
         per_epoch = f"{(train + evaluation) / epochs:.1f}"
         return (name, done, *map(rate, values), str(epochs), duration(train), duration(evaluation), per_epoch)
 

@@ -115,7 +115,8 @@ def test_the_released_preset_is_refused_for_its_scope():
     with pytest.raises(ConfigError) as caught:
         resolve("released", None, [])
     assert str(caught.value) == (
-        "--preset released: negative_scope is 'released', expected 'session' or 'other_session' or 'random'"
+        "negative_scope 'released' is not available yet; expected session, other_session or random: "
+        "add --set negative_scope=other_session, which is nearest to it"
     )
 
 

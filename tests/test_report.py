@@ -5,12 +5,14 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from fake_study import AWKWARD, FakeStudy, metrics_at, mixed_study
 
 from skiprec.config import from_flat, read_toml
 from skiprec.errors import OutputError, StudyError
 from study import report
+from study.analysis import analyse, rate
 from study.report import Table, duration, markdown_environment, markdown_table, markdown_text, write_report
 
 FIGURES = ("table1", "parallel_coordinates", "slices", "importance", "learning_curves", "cost")
@@ -250,3 +252,15 @@ def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 def test_durations_are_in_a_unit_that_fits():
     """Seconds, minutes, hours."""
     assert [duration(s) for s in (48, 720, 12240)] == ["48 s", "12 min", "3.4 h"]
+
+
+def test_the_median_of_an_even_number_of_cells_lies_between_the_middle_two():
+    """As any statistics book has it, and not the lower of the two."""
+    found = analyse(mixed_study().study)
+    values = sorted(cell.value for cell in found.cells)
+    for arm in found.arms:
+        own = sorted(cell.value for cell in arm.cells)
+        (shown,) = (row for row in report.cost(found).rows if row[0] == arm.arm)
+        assert shown[3] == (rate(float(np.median(own))) if own else "-")
+    assert report.cost(found).rows[-1][3] == rate(float(np.median(values)))
+    assert any(len(arm.cells) % 2 == 0 and len(arm.cells) for arm in found.arms)
