@@ -31,6 +31,8 @@ def settle(device: str, threads: int) -> torch.device:
         raise ConfigError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
+    # Or every new tensor is filled with NaN first, which takes a tenth of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     keep_freed_memory()
     return chosen
 

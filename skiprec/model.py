@@ -1,9 +1,11 @@
 """The sequence encoder: item indices -> a predicted embedding at each position. Knows tensors only."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -47,6 +49,124 @@ class ModelConfig:
             raise ValueError(f"dropout is {self.dropout}, expected 0 or more and less than 1")
 
 
+class Block(nn.TransformerEncoderLayer):
+    """PyTorch's encoder layer: its parameters, its numbers, with fewer copies and cheap dropout masks."""
+
+    def forward(
+        self, hidden: Float[Tensor, "B T D"], bias: Float[Tensor, "_ T T"], masks: "DropoutMasks"
+    ) -> Float[Tensor, "B T D"]:
+        """Attention and feed-forward, each with its residual.
+
+        Args:
+            hidden: What the block before gave.
+            bias: Added to the attention scores: -inf where a position may not look. One for all, or one a session
+                and head.
+            masks: The dropout masks that are left for this forward pass.
+        """
+        if self.norm_first:
+            hidden = hidden + self._attend(self.norm1(hidden), bias, masks)
+            return hidden + self._feed_forward(self.norm2(hidden), masks)
+        hidden = self.norm1(hidden + self._attend(hidden, bias, masks))
+        return self.norm2(hidden + self._feed_forward(hidden, masks))
+
+    def _attend(self, hidden: Tensor, bias: Tensor, masks: "DropoutMasks") -> Tensor:
+        B, T, _ = hidden.shape
+        H = self.self_attn.num_heads
+        projected = F.linear(hidden, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
+        mixed = Attention.apply(projected, bias, masks.take((B * H, T, T)), H)
+        return masks.drop(self.self_attn.out_proj(mixed))
+
+    def _feed_forward(self, hidden: Tensor, masks: "DropoutMasks") -> Tensor:
+        return masks.drop(self.linear2(masks.drop(self.activation(self.linear1(hidden)))))
+
+
+class Attention(torch.autograd.Function):
+    """Multi-head attention over short sessions, differentiated by hand.
+
+    For 20 positions all scores fit the cache: flash attention saves nothing, and autograd's copies of the three
+    projections cost more than the products.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        projected: Float[Tensor, "B T W"],
+        bias: Float[Tensor, "_ T T"],
+        mask: Float[Tensor, "_ T T"] | None,
+        n_heads: int,
+    ) -> Float[Tensor, "B T D"]:
+        """Softmax of scaled scores, dropped out, times values.
+
+        Args:
+            ctx: Of autograd.
+            projected: Queries, keys and values beside each other: W = 3 D.
+            bias: Added to the scores.
+            mask: Factors of the dropout, or None.
+            n_heads: H; divides D.
+        """
+        B, T, width = projected.shape
+        D, dim = width // 3, width // 3 // n_heads
+        query, key, value = projected.view(B, T, 3, n_heads, dim).permute(2, 0, 3, 1, 4).reshape(3, B * n_heads, T, dim)
+        scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=dim**-0.5)
+        weights = scores.softmax(-1)
+        dropped = weights if mask is None else weights * mask
+        ctx.save_for_backward(query, key, value, weights, dropped, mask)
+        return torch.bmm(dropped, value).view(B, n_heads, T, dim).transpose(1, 2).reshape(B, T, D)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Float[Tensor, "B T D"]) -> tuple[Tensor, None, None, None]:
+        """Gradient of the projections."""
+        query, key, value, weights, dropped, mask = ctx.saved_tensors
+        B, T, D = gradient.shape
+        dim = query.shape[-1]
+        n_heads = D // dim
+        gradient = gradient.view(B, T, n_heads, dim).transpose(1, 2).reshape(B * n_heads, T, dim)
+        # Query, key and value, as they lie beside each other in the projections.
+        out = gradient.new_empty(3, B * n_heads, T, dim)
+        torch.bmm(dropped.transpose(1, 2), gradient, out=out[2])
+        by_weight = torch.bmm(gradient, value.transpose(1, 2))
+        if mask is not None:
+            by_weight *= mask
+        by_score = torch._softmax_backward_data(by_weight, weights, -1, weights.dtype)
+        torch.baddbmm(out[0], by_score, key, beta=0, alpha=dim**-0.5, out=out[0])
+        torch.baddbmm(out[1], by_score.transpose(1, 2), query, beta=0, alpha=dim**-0.5, out=out[1])
+        return out.view(3, B, n_heads, T, dim).permute(1, 3, 0, 2, 4).reshape(B, T, 3 * D), None, None, None
+
+
+class DropoutMasks:
+    """All dropout masks of one forward pass, from one draw: a mask a layer costs more than the layer's arithmetic.
+
+    Each factor is 0 or 1 / (1 - rate), by 16 random bits: the rate is exact to 1 in 131,072.
+
+    Args:
+        rate: Share that is dropped; with 0 nothing is drawn, and nothing dropped.
+        n: Factors in all.
+        device: Where they are drawn, from torch's global generator.
+        dtype: Of the factors.
+    """
+
+    def __init__(self, rate: float, n: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.left: Tensor | None = None
+        threshold = round(rate * 2**16)
+        if threshold:
+            bits = torch.empty(-(-n // 4), dtype=torch.int64, device=device).random_(-(2**63), None).view(torch.int16)
+            self.left = torch.ge(bits, threshold - 2**15, out=torch.empty(bits.shape, dtype=dtype, device=device))
+            self.left *= 1 / (1 - threshold / 2**16)
+
+    def take(self, shape: tuple[int, ...]) -> Tensor | None:
+        """The next factors, or None where nothing is dropped."""
+        if self.left is None:
+            return None
+        n = math.prod(shape)
+        taken, self.left = self.left[:n], self.left[n:]
+        return taken.view(shape)
+
+    def drop(self, hidden: Tensor) -> Tensor:
+        """Multiply by the next factors."""
+        factors = self.take(tuple(hidden.shape))
+        return hidden if factors is None else hidden * factors
+
+
 class SequenceEncoder(nn.Module):
     """Item and position embeddings, transformer blocks, then Linear(D, D) + GELU.
 
@@ -66,12 +186,13 @@ class SequenceEncoder(nn.Module):
         self.mask_index = n_items + 1  # [MSK]: one extra row of the bidirectional table
         self.n_positions = max_length + (not self.is_causal)
         rows = 1 + n_items + (not self.is_causal)
-        self.items = nn.Embedding(rows, config.dim, padding_idx=PADDING)
-        self.positions = nn.Embedding(self.n_positions, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        # Left empty for `initialise`: to fill a million rows twice takes a second.
+        self.items = nn.Embedding.from_pretrained(torch.empty(rows, config.dim), freeze=False, padding_idx=PADDING)
+        self.positions = nn.Embedding.from_pretrained(torch.empty(self.n_positions, config.dim), freeze=False)
+        self.dropout = config.dropout
         # A list, not nn.TransformerEncoder: that copies one layer, so all would start from the same weights.
         self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
+            Block(
                 config.dim,
                 config.n_heads,
                 config.feed_forward,
@@ -97,17 +218,37 @@ class SequenceEncoder(nn.Module):
             At each position, the embedding of what is expected there (bidirectional) or next (unidirectional).
             At padding, finite numbers without meaning.
         """
-        T = items.shape[1]
-        places = torch.arange(T, device=items.device)
-        is_padding = places >= lengths[:, None]  # (B, T)
+        return self.encode(self.items(items), lengths)
+
+    def encode(self, vectors: Float[Tensor, "B T D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B T D"]:
+        """Predicted embeddings, from the embeddings of the input items; otherwise as `forward`."""
+        T = vectors.shape[1]
+        places = torch.arange(T, device=vectors.device)
         first = (self.n_positions - lengths if self.positions_from_end else torch.zeros_like(lengths))[:, None]
+        masks = self._dropout_masks(vectors)
         # Clamped for padding alone, whose numbers nobody reads.
-        hidden = self.dropout(self.items(items) + self.positions((first + places).clamp(max=self.n_positions - 1)))
-        causal = torch.ones(T, T, dtype=torch.bool, device=items.device).triu(1) if self.is_causal else None
-        # True is "not attended to" in both masks. Padding comes last, so every row keeps a real key to look at.
+        hidden = masks.drop(vectors + self.positions((first + places).clamp(max=self.n_positions - 1)))
+        bias = self._attention_bias(lengths, T, vectors.dtype)
         for block in self.blocks:
-            hidden = block(hidden, src_mask=causal, src_key_padding_mask=is_padding)
+            hidden = block(hidden, bias, masks)
         return self.head(self.last_norm(hidden))
+
+    def _dropout_masks(self, vectors: Float[Tensor, "B T D"]) -> DropoutMasks:
+        B, T, D = vectors.shape
+        first = self.blocks[0]
+        a_block = B * T * (first.self_attn.num_heads * T + first.linear1.out_features + 2 * D)
+        rate = self.dropout if self.training else 0.0
+        return DropoutMasks(rate, B * T * D + len(self.blocks) * a_block, vectors.device, vectors.dtype)
+
+    def _attention_bias(self, lengths: Tensor, T: int, dtype: torch.dtype) -> Float[Tensor, "BH T T"]:
+        """-inf where a position may not look: at padding, and (causal) at later positions."""
+        # Padding comes last, so every row keeps a real key to look at.
+        hidden = (torch.arange(T, device=lengths.device) >= lengths[:, None])[:, None, None, :]  # (B, 1, 1, T)
+        if self.is_causal:
+            hidden = hidden | torch.ones(T, T, dtype=torch.bool, device=lengths.device).triu(1)
+        bias = torch.zeros(hidden.shape, dtype=dtype, device=lengths.device).masked_fill_(hidden, -torch.inf)
+        n_heads = self.blocks[0].self_attn.num_heads
+        return bias.expand(-1, n_heads, T, T).reshape(-1, T, T)
 
     def next_item(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
         """Predicted embedding of what follows each session; the bidirectional encoder puts [MSK] there first."""
@@ -141,6 +282,9 @@ def initialise(model: SequenceEncoder, init: str) -> None:
                     nn.init.trunc_normal_(parameter, std=1.0, a=-0.02, b=0.02)
                 elif name.endswith("bias"):
                     nn.init.zeros_(parameter)
+        else:
+            for table in embeddings:
+                nn.init.normal_(table)
         model.items.weight[PADDING] = 0
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 from tqdm import tqdm
 
 from skiprec.batches import Batch, batches
@@ -16,12 +16,17 @@ from skiprec.dataset import Dataset, training_prefix
 from skiprec.errors import ConfigError, OutOfMemory, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator, ModelScorer
 from skiprec.model import ModelConfig, SequenceEncoder
+from skiprec.optimizer import DeferredAdam
 from skiprec.randomness import derive_seed
+from skiprec.touched_rows import Buffers, table_gradient
 from skiprec.tracking import NullTracker, Tracker
-from skiprec.training_loss import LossConfig, LossParts, training_loss
+from skiprec.training_loss import LossConfig, training_loss
 
 SELECTED_BY = "val/hr_at_10"
 """The metric that chooses the epoch: of the next item alone, so the same for S- and S+ (semantics: section 6)."""
+
+DEFERRED_BELOW = 0.5
+"""Share of touched rows from which dense fused Adam is the faster one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,9 +131,9 @@ class Trainer:
         # Initialisation and dropout alone draw from torch's global state. On the CPU first: the same on every device.
         torch.manual_seed(derive_seed(config.seed, "weights"))
         self.model = SequenceEncoder(config.model, dataset.n_items, dataset.max_length).to(self.device)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self.defers = config.weight_decay == 0 and touched_share(config, dataset) < DEFERRED_BELOW
+        self.optimizers = make_optimizers(self.model, config, defers=self.defers)
+        self.buffers = Buffers(config.model.dim, self.model.items.weight.dtype, self.device)
         self.epoch = 0
         self.best_epoch = 0
         self.best_value = -1.0
@@ -162,12 +167,25 @@ class Trainer:
 
     def step(self, batch: Batch, number: int) -> Float[Tensor, " 3"]:
         """One optimiser update. Returns loss, nll and nce in nats, still on the device."""
-        parts: LossParts = training_loss(self.model, batch, self.config.loss, (self.config.seed, self.epoch, number))
-        self.optimizer.zero_grad(set_to_none=True)
+        table = self.model.items.weight
+        draw = (self.config.seed, self.epoch, number)
+        parts = training_loss(self.model, batch, self.config.loss, draw, self.read, self.buffers)
+        self.model.zero_grad(set_to_none=True)
         parts.loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        self.optimizer.step()
+        parts.touched.gather_leading()
+        table.grad, square = table_gradient(parts.touched, table.shape, self.buffers, sparse=self.defers)
+        clip_gradients(self.model, square, self.config.max_grad_norm)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         return torch.stack([parts.loss, parts.nll, parts.nce]).detach()  # no .item(): it would wait for the GPU
+
+    def read(self, ids: Int[Tensor, " N"], out: Float[Tensor, "N D"]) -> None:
+        """Rows of the item table as the last step left them."""
+        table = self.model.items.weight
+        if self.defers:
+            self.optimizers["table"].read(table, ids, out)
+        else:
+            torch.index_select(table.detach(), 0, ids, out=out)
 
     def _run_epoch(self, bar: tqdm) -> EpochResult:
         self.epoch += 1
@@ -183,6 +201,8 @@ class Trainer:
             with memory_errors(self.config):
                 totals += self.step(batch, number) * len(batch.lengths)
             bar.update(len(batch.lengths))
+        if self.defers:
+            self.optimizers["table"].flush()
         loss, nll, nce = (totals / len(self.sessions.lengths)).tolist()
         if not torch.isfinite(totals).all():
             raise TrainingDiverged(
@@ -216,8 +236,9 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the next epoch depends on: tensors by name, and plain values."""
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam/{index}/{name}": value for name, value in moments.items()}
+        for key, optimizer in self.optimizers.items():
+            for index, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"{key}/{index}/{name}": value for name, value in moments.items()}
         return tensors, {"epoch": self.epoch, "best_epoch": self.best_epoch, "best_value": self.best_value}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -225,14 +246,52 @@ class Trainer:
         self.model.load_state_dict(
             {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
         )
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("adam/"):
-                _, index, moment = name.split("/")
-                state.setdefault(int(index), {})[moment] = value.clone()  # Adam writes into what it is given
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        for key, optimizer in self.optimizers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith(f"{key}/"):
+                    _, index, moment = name.split("/")
+                    state.setdefault(int(index), {})[moment] = value.clone()  # Adam writes into what it is given
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
         self.epoch, self.best_epoch = values["epoch"], values["best_epoch"]
         self.best_value = values["best_value"]
+
+
+def touched_share(config: TrainConfig, dataset: Dataset) -> float:
+    """Share of the item table's rows that a step is expected to touch, were all its ids drawn uniformly."""
+    draws = config.batch_size if config.loss.negatives == "session" else 1
+    ids = config.batch_size * dataset.max_length + draws * config.loss.n_negatives
+    return 1 - (1 - 1 / dataset.n_items) ** ids
+
+
+def make_optimizers(model: SequenceEncoder, config: TrainConfig, *, defers: bool) -> dict[str, torch.optim.Optimizer]:
+    """Adam for the model: one for "all" of it, or one for the item "table" that defers and one for the "rest"."""
+    table, *rest = model.parameters()
+    assert table is model.items.weight
+    if not defers:
+        decay = config.weight_decay
+        return {"all": torch.optim.Adam([table, *rest], lr=config.learning_rate, weight_decay=decay, fused=True)}
+    return {
+        "table": DeferredAdam([table], lr=config.learning_rate),
+        "rest": torch.optim.Adam(rest, lr=config.learning_rate, fused=True),
+    }
+
+
+@torch.no_grad()
+def clip_gradients(model: SequenceEncoder, table_square: Float[Tensor, ""], limit: float) -> None:
+    """Scale all gradients down to a joint L2 norm, as `nn.utils.clip_grad_norm_`, which takes no sparse ones.
+
+    Args:
+        model: Whose gradients.
+        table_square: The squared norm of the item table's gradient.
+        limit: The largest norm that is left as it is.
+    """
+    table, *rest = (p.grad for p in model.parameters() if p.grad is not None)
+    norms = torch._foreach_norm(rest)
+    norm = (torch.stack(norms).square().sum() + table_square).sqrt()
+    factor = (limit / (norm + 1e-6)).clamp(max=1).float()
+    if factor.is_cuda or factor < 1:  # asking a GPU would wait for it
+        torch._foreach_mul_([*rest, table._values() if table.is_sparse else table], factor)
 
 
 @contextmanager

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from skiprec.batches import Batch, draw_masked_positions
-from skiprec.losses import masked_info_nce, next_positive, sampled_softmax_nll
+from skiprec.losses import masked_info_nce, next_positive
 from skiprec.model import SequenceEncoder
 from skiprec.negatives import next_item_negatives, skipped_items
 from skiprec.randomness import generator
+from skiprec.sampled_softmax import SampledSoftmax
+from skiprec.touched_rows import Buffers, Reader, TouchedRows
 
 # B sessions in the batch, T positions, D embedding width, N negatives a session.
 
@@ -66,96 +67,117 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True)
 class LossParts:
-    """The scalar to minimise and its two parts, in nats."""
+    """The scalar to minimise and its two parts, in nats; and the rows of the item table that they were made from."""
 
     loss: Float[Tensor, ""]
     nll: Float[Tensor, ""]
     nce: Float[Tensor, ""]
+    touched: TouchedRows
 
 
-def training_loss(model: SequenceEncoder, batch: Batch, config: LossConfig, draw: tuple[int | str, ...]) -> LossParts:
+def training_loss(
+    model: SequenceEncoder,
+    batch: Batch,
+    config: LossConfig,
+    draw: tuple[int | str, ...],
+    read: Reader,
+    buffers: Buffers,
+) -> LossParts:
     """Run the model on a batch and weigh the two losses.
+
+    Backward gives the gradients of the model's parameters but for the item table's: those are in `touched` then (call
+    its `gather_leading` first).
 
     Args:
         model: The encoder.
         batch: Training prefixes.
         config: What to minimise.
         draw: What this step's random draws are made from: (seed, epoch, step).
+        read: Gives rows of the item table as they are now.
+        buffers: Memory of the steps before.
     """
     device = batch.items.device
-    if model.is_causal:
-        # The last item of a prefix is a target, never an input.
-        predicted = model(batch.items[:, :-1], batch.lengths - 1)
-        masked = None
-    else:
+    masked = None
+    if not model.is_causal:
         masks = generator(device, *draw, "mask")
         masked = draw_masked_positions(
             batch.lengths, batch.items.shape[1], config.mask_rate, config.mask_last_only, masks
         )
-        predicted = model(batch.items.masked_fill(masked, model.mask_index), batch.lengths)
     negative_items, negative_mask = next_item_negatives(
         config.negatives, batch.items, model.n_items, config.n_negatives, generator(device, *draw, "negatives")
     )
-    nll = next_item_loss(predicted, model.items.weight, batch, masked, negative_items, negative_mask)
-    if config.alpha == 0:
-        return LossParts(config.beta * nll, nll, torch.zeros_like(nll))
-    skips, is_skip = skipped_items(
-        config.negative_scope,
-        batch.items,
-        batch.skipped,
-        n_items=model.n_items,
-        generator=generator(device, *draw, "contrastive_negatives"),
+    leading = [batch.items]
+    if masked is not None:
+        leading.append(torch.full((1,), model.mask_index, device=device))
+    if config.alpha > 0:
+        skips, is_skip = skipped_items(
+            config.negative_scope,
+            batch.items,
+            batch.skipped,
+            n_items=model.n_items,
+            generator=generator(device, *draw, "contrastive_negatives"),
+        )
+        leading.append(skips)
+    touched = buffers.touch(read, leading, negative_items)
+    parts = touched.leading.split([items.numel() for items in leading])
+    vectors = parts[0].view(*batch.items.shape, -1)  # (B, T, D)
+    if masked is None:
+        # The last item of a prefix is a target, never an input.
+        predicted = model.encode(vectors[:, :-1], batch.lengths - 1)
+    else:
+        predicted = model.encode(torch.where(masked[..., None], parts[1], vectors), batch.lengths)
+    target, has_target = next_item_targets(vectors, batch, masked)
+    weighted, nll = SampledSoftmax.apply(
+        predicted,
+        target,
+        touched.of_others(touched.values).view(*negative_items.shape, -1),
+        touched.of_others(touched.gradients).view(*negative_items.shape, -1),
+        has_target,
+        negative_mask,
+        torch.as_tensor(config.beta, dtype=predicted.dtype, device=device),
     )
-    nce = contrastive_loss(predicted, model.items.weight, batch, masked, skips, is_skip, config)
-    return LossParts(config.alpha * nce + config.beta * nll, nll, nce)
+    if config.alpha == 0:
+        return LossParts(weighted, nll, torch.zeros_like(nll), touched)
+    negatives = parts[-1].view(*skips.shape, -1)
+    nce = contrastive_loss(predicted, vectors, batch, masked, skips, is_skip, negatives, config)
+    return LossParts(config.alpha * nce + weighted, nll, nce, touched)
 
 
-def next_item_loss(
-    predicted: Float[Tensor, "B P D"],
-    table: Float[Tensor, "R D"],
-    batch: Batch,
-    masked: Bool[Tensor, "B T"] | None,
-    negative_items: Int[Tensor, "draws N"],
-    negative_mask: Bool[Tensor, "B N"] | None,
-) -> Float[Tensor, ""]:
-    """L_NLL of a batch (semantics: section 4).
+def next_item_targets(
+    vectors: Float[Tensor, "B T D"], batch: Batch, masked: Bool[Tensor, "B T"] | None
+) -> tuple[Float[Tensor, "B P D"], Bool[Tensor, "B P"]]:
+    """What each position of the model's output is to predict, and where there is something (semantics: section 4).
 
     Args:
-        predicted: The model's output; P is T - 1 for the unidirectional model, which is not shown the last item.
-        table: Item embeddings, a row an index.
-        batch: Training prefixes.
+        vectors: Embeddings of the training prefixes.
+        batch: The prefixes; P is T - 1 for the unidirectional model, which is not shown the last item.
         masked: Positions that the bidirectional model was not shown; None for the unidirectional one.
-        negative_items: One row of draws a session, or a single row that the batch shares.
-        negative_mask: False where a shared draw is an item of that very session; None if all are real.
     """
     if masked is None:
-        target, has_target = batch.items[:, 1:], batch.position_mask[:, 1:]
-    else:
-        target, has_target = batch.items, masked
-    negatives = F.embedding(negative_items, table).expand(len(batch.items), -1, -1)  # (B, N, D), shared ones not copied
-    return sampled_softmax_nll(
-        predicted, F.embedding(target, table), negatives, position_mask=has_target, negative_mask=negative_mask
-    )
+        return vectors[:, 1:], batch.position_mask[:, 1:]
+    return vectors, masked
 
 
 def contrastive_loss(
     predicted: Float[Tensor, "B P D"],
-    table: Float[Tensor, "R D"],
+    vectors: Float[Tensor, "B T D"],
     batch: Batch,
     masked: Bool[Tensor, "B T"] | None,
     negative_items: Int[Tensor, "B N"],
     negative_mask: Bool[Tensor, "B N"],
+    negatives: Float[Tensor, "B N D"],
     config: LossConfig,
 ) -> Float[Tensor, ""]:
     """L_NCE of a batch (semantics: section 5).
 
     Args:
         predicted: The model's output; P is T - 1 for the unidirectional model: its last position has nothing after it.
-        table: Item embeddings, a row an index.
+        vectors: Embeddings of the training prefixes.
         batch: Training prefixes.
         masked: Positions that the bidirectional model was not shown; None for the unidirectional one.
         negative_items: Items to be pushed away from, each once a session.
         negative_mask: True where one is real.
+        negatives: Their embeddings.
         config: Context, anchors, temperature and visible_positive are read.
     """
     P = predicted.shape[1]
@@ -172,11 +194,11 @@ def contrastive_loss(
     negative_mask_by_position = (
         negative_mask[:, None, :] & (n != own_items[:, :, None]) & (n != positive_items[:, :, None])
     )
-    query = predicted if config.context == "session" else F.embedding(own_items, table)
+    positive = vectors.gather(1, next_heard[:, :P, None].expand(-1, -1, vectors.shape[-1]))
     return masked_info_nce(
-        query,
-        F.embedding(positive_items, table),
-        F.embedding(negative_items, table),
+        predicted if config.context == "session" else vectors[:, :P],
+        positive,
+        negatives,
         position_mask=is_anchor,
         negative_mask=negative_mask_by_position,
         temperature=config.temperature,

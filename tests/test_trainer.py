@@ -1,5 +1,6 @@
 """Steps, epochs, early stopping, and going on where a run stopped."""
 
+import dataclasses
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from skiprec.checkpoint import weights_digest
 from skiprec.dataset import training_prefix
 from skiprec.errors import ConfigError, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator
-from skiprec.trainer import SELECTED_BY, TrainConfig, Trainer
+from skiprec.trainer import SELECTED_BY, TrainConfig, Trainer, touched_share
 from skiprec.training_loss import LossParts
 
 VARIANTS = [
@@ -21,6 +22,18 @@ VARIANTS = [
     {"architecture": "bidirectional", "context": "session", "negatives": "batch"},
     {"negative_scope": "random", "norm": "post", "positions": "from_start"},
 ]
+
+
+@pytest.fixture
+def deferred_below(request, monkeypatch):
+    """A touched share below which the table's updates are deferred: with 0 none is, with 2 all are."""
+    monkeypatch.setattr(skiprec.trainer, "DEFERRED_BELOW", request.param)
+
+
+def both_optimizers(test):
+    """Run a test with dense Adam, and with Adam that defers what a step does not touch."""
+    by_share = pytest.mark.parametrize("deferred_below", [0, 2], ids=["dense", "deferred"], indirect=True)
+    return by_share(pytest.mark.usefixtures("deferred_below")(test))
 
 
 def trainer(dataset, **changes) -> Trainer:
@@ -62,6 +75,7 @@ class Listing:
     def log_artifact(self, path) -> None: ...
 
 
+@both_optimizers
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_the_same_seed_gives_the_same_and_another_does_not(dataset, changes):
     runs = []
@@ -81,6 +95,7 @@ def test_the_seed_decides_weights_order_and_draws_apart(dataset):
     assert weights(first) == weights(trainer(dataset, seed=1))
 
 
+@both_optimizers
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(dataset, changes):
     whole = trainer(dataset, **changes)
@@ -138,9 +153,12 @@ def test_a_first_value_of_0_is_a_best_one(dataset):
 def test_an_epochs_losses_are_means_over_sessions(dataset, monkeypatch):
     """Batches of 32, 32, 32 and 24 sessions with losses 1, 2, 3 and 4: their mean is weighed by size."""
 
-    def constant(model, batch, config, draw):
+    real = skiprec.trainer.training_loss
+
+    def constant(model, batch, config, draw, *rows):
         zero = 0 * model.head[0].bias.sum()
-        return LossParts(zero + draw[2], (zero + 10 * draw[2]).detach(), (zero + 1).detach())
+        touched = real(model, batch, config, draw, *rows).touched
+        return LossParts(zero + draw[2], (zero + 10 * draw[2]).detach(), (zero + 1).detach(), touched)
 
     monkeypatch.setattr(skiprec.trainer, "training_loss", constant)
     (result,) = trainer(dataset, max_epochs=1, patience=0).epochs()
@@ -154,7 +172,7 @@ def test_draws_are_named_by_seed_epoch_and_step(dataset, monkeypatch):
     seen = []
     real = skiprec.trainer.training_loss
     monkeypatch.setattr(
-        skiprec.trainer, "training_loss", lambda m, b, c, draw: seen.append(draw) or real(m, b, c, draw)
+        skiprec.trainer, "training_loss", lambda m, b, c, draw, *rows: seen.append(draw) or real(m, b, c, draw, *rows)
     )
     list(trainer(dataset, seed=7, max_epochs=2, patience=1).epochs())
     assert seen == [(7, epoch, step) for epoch in (1, 2) for step in (1, 2, 3, 4)]
@@ -163,7 +181,7 @@ def test_draws_are_named_by_seed_epoch_and_step(dataset, monkeypatch):
 def test_the_loss_falls_and_weights_are_trained_in_training_mode_alone(dataset):
     t = trainer(dataset, max_epochs=3, alpha=0.0)
     modes = []
-    t.model.register_forward_pre_hook(lambda model, _: modes.append(model.training))
+    t.model.blocks[0].register_forward_pre_hook(lambda block, _: modes.append(block.training))
     losses = [r.metrics["train/loss"] for r in t.epochs()]
     assert losses[2] < losses[1] < losses[0]
     assert modes == ([True] * 4 + [False]) * 3  # four steps, then validation without dropout
@@ -181,36 +199,44 @@ def test_metrics_have_the_trackers_names_and_parts_add_up(dataset):
     assert not any(name.startswith("test") for name in m)
 
 
+@both_optimizers
 @pytest.mark.parametrize("only", [{"alpha": 0.0}, {"alpha": 0.5}])
 def test_every_step_is_adam_with_the_configured_numbers(dataset, only):
     """The first step of Adam moves each weight by lr * g / (|g| + eps), the gradient's own size divided out."""
     t = trainer(dataset, learning_rate=0.03, max_grad_norm=1e9, **only)
-    group = t.optimizer.param_groups[0]
-    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.03, (0.9, 0.999), 1e-8, 0.0)
+    for optimizer in t.optimizers.values():
+        group = optimizer.param_groups[0]
+        assert (group["lr"], group["betas"], group["eps"]) == (0.03, (0.9, 0.999), 1e-8)
+        assert group.get("weight_decay", 0.0) == 0.0
     before = [p.detach().clone() for p in t.model.parameters()]
     t.epoch = 1
     t.step(next(batches(t.sessions, 32, seed=1, epoch=1)), 1)
     moved = 0
     for old, p in zip(before, t.model.parameters(), strict=True):
-        expected = old - 0.03 * p.grad / (p.grad.abs() + 1e-8)
+        gradient = p.grad.to_dense()
+        expected = old - 0.03 * gradient / (gradient.abs() + 1e-8)
         assert torch.allclose(p.detach(), expected, atol=1e-6)
-        moved += int(p.grad.any())
+        moved += int(gradient.any())
     assert moved == len(before)  # no parameter is out of the loss's reach
 
 
+@both_optimizers
 def test_weight_decay_reaches_the_optimizer(dataset):
-    assert trainer(dataset, weight_decay=0.1).optimizer.param_groups[0]["weight_decay"] == 0.1
+    """With it every row moves in every step, so nothing can be deferred."""
+    (optimizer,) = trainer(dataset, weight_decay=0.1).optimizers.values()
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
+@both_optimizers
 @pytest.mark.parametrize("limit", [1e-4, 1e9])
 def test_gradients_are_clipped_to_max_grad_norm_before_the_step(dataset, limit):
     t = trainer(dataset, max_grad_norm=limit, max_epochs=1, patience=0)
     norms = []
 
     def spy(optimizer, args, kwargs):
-        norms.append(math.sqrt(sum(p.grad.pow(2).sum().item() for p in t.model.parameters())))
+        norms.append(math.sqrt(sum(p.grad.to_dense().pow(2).sum().item() for p in t.model.parameters())))
 
-    t.optimizer.register_step_pre_hook(spy)
+    next(iter(t.optimizers.values())).register_step_pre_hook(spy)
     list(t.epochs())
     assert len(norms) == 4
     if limit < 1:
@@ -219,14 +245,15 @@ def test_gradients_are_clipped_to_max_grad_norm_before_the_step(dataset, limit):
         assert all(1e-3 < norm < limit for norm in norms)
 
 
+@both_optimizers
 def test_gradients_do_not_pile_up(dataset):
     """A second step on the same batch with the same weights has the same gradient."""
     t = trainer(dataset, learning_rate=1e-30, dropout=0.0, max_grad_norm=1e9)
     batch = next(batches(t.sessions, 32, seed=1, epoch=1))
     t.step(batch, 1)
-    first = [p.grad.clone() for p in t.model.parameters()]
+    first = [p.grad.to_dense().clone() for p in t.model.parameters()]
     t.step(batch, 1)
-    assert all(torch.allclose(a, p.grad) for a, p in zip(first, t.model.parameters(), strict=True))
+    assert all(torch.allclose(a, p.grad.to_dense()) for a, p in zip(first, t.model.parameters(), strict=True))
 
 
 def test_a_huge_learning_rate_ends_the_run_with_its_cause(dataset):
@@ -239,9 +266,9 @@ def test_a_huge_learning_rate_ends_the_run_with_its_cause(dataset):
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_epoch(dataset, monkeypatch, value):
     real = skiprec.trainer.training_loss
 
-    def bad(model, batch, config, draw):
-        parts = real(model, batch, config, draw)
-        return LossParts(parts.loss * value, parts.nll, parts.nce) if draw[1:] == (2, 4) else parts
+    def bad(model, batch, config, draw, *rows):
+        parts = real(model, batch, config, draw, *rows)
+        return dataclasses.replace(parts, loss=parts.loss * value) if draw[1:] == (2, 4) else parts
 
     monkeypatch.setattr(skiprec.trainer, "training_loss", bad)
     tracker = Listing()
@@ -339,6 +366,29 @@ def test_the_defaults_are_those_of_semantics():
 
 
 # Its losses were all finite; the evaluation's message alone would name neither epoch nor settings.
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_deferring_trains_to_the_same_model(dataset, monkeypatch, changes):
+    """Few draws, so that most rows miss most steps; their drift is made up for, and the weights are dense Adam's."""
+    trained = []
+    for below in (0, 2):
+        monkeypatch.setattr(skiprec.trainer, "DEFERRED_BELOW", below)
+        t = trainer(dataset, n_negatives=2, dropout=0.0, batch_size=4, learning_rate=0.001, **changes)
+        list(t.epochs())
+        trained.append(t)
+    dense, deferred = (t.model.items.weight.detach() for t in trained)
+    start = trainer(dataset, n_negatives=2, dropout=0.0, **changes).model.items.weight.detach()
+    assert (dense - deferred).norm() < 2e-3 * (dense - start).norm()
+    assert [list(t.optimizers) for t in trained] == [["all"], ["table", "rest"]]
+
+
+def test_the_optimizer_is_chosen_by_the_share_of_rows_that_a_step_touches():
+    """32 sessions of 6 items and 20 draws are 832 ids: of 10,000 rows 8%, of 1,000 rows 56%."""
+    for n_items, share in ((10_000, 0.0798), (1_000, 0.565)):
+        small = dataset_of([[1, 2, 3, 4, 5, 6]], n_items=n_items)
+        assert touched_share(small_config(), small) == pytest.approx(share, abs=0.001)
+        assert trainer(small).defers == (share < 0.5)
+
+
 def test_weights_broken_by_the_last_step_end_the_run_and_name_the_epoch(dataset):
     t = trainer(dataset, learning_rate=1e30, batch_size=120)
     with pytest.raises(TrainingDiverged, match=r"^epoch 1: .*TrainConfig\(seed=1"):

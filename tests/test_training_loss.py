@@ -7,16 +7,22 @@ import numpy as np
 import pytest
 import slow_reference
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 import skiprec.training_loss
-from skiprec.batches import Batch
+from skiprec.batches import Batch, draw_masked_positions
+from skiprec.losses import sampled_softmax_nll
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.negatives import next_item_negatives, skipped_items
 from skiprec.randomness import generator
-from skiprec.training_loss import LossConfig, contrastive_loss, next_item_loss, training_loss
+from skiprec.sampled_softmax import SampledSoftmax
+from skiprec.touched_rows import Buffers, table_gradient
+from skiprec.training_loss import LossConfig, LossParts, next_item_targets
+from skiprec.training_loss import contrastive_loss as contrastive_loss_of_rows
+from skiprec.training_loss import training_loss as training_loss_of_rows
 
 SCOPES = ("session", "other_session", "random")
 CONTEXTS = ("session", "item")
@@ -24,6 +30,39 @@ ARCHITECTURES = ("unidirectional", "bidirectional")
 ANCHORS = ("all", "heard")
 
 H, S = False, True  # heard, skipped
+
+
+def contrastive_loss(predicted, table, batch, masked, skips, is_skip, config) -> torch.Tensor:
+    """From a whole table."""
+    vectors, negatives = F.embedding(batch.items, table), F.embedding(skips, table)
+    return contrastive_loss_of_rows(predicted, vectors, batch, masked, skips, is_skip, negatives, config)
+
+
+def plain_next_item_loss(predicted, table, batch, masked, draws, is_real) -> torch.Tensor:
+    """From a whole table, by the plain form."""
+    target, has_target = next_item_targets(F.embedding(batch.items, table), batch, masked)
+    negatives = F.embedding(draws, table).expand(len(batch.items), -1, -1)
+    return sampled_softmax_nll(predicted, target, negatives, position_mask=has_target, negative_mask=is_real)
+
+
+def next_item_loss(predicted, table, batch, masked, draws, is_real) -> torch.Tensor:
+    """From a whole table, by the fused form."""
+    target, has_target = next_item_targets(F.embedding(batch.items, table), batch, masked)
+    negatives = F.embedding(draws, table)
+    scale = torch.ones((), dtype=table.dtype)
+    return SampledSoftmax.apply(predicted, target, negatives, torch.empty_like(negatives), has_target, is_real, scale)[
+        1
+    ]
+
+
+def training_loss(model: SequenceEncoder, batch: Batch, config: LossConfig, draw: tuple) -> LossParts:
+    """With rows from the model's own table."""
+
+    def read(ids, out):
+        torch.index_select(model.items.weight.detach(), 0, ids, out=out)
+
+    buffers = Buffers(model.items.weight.shape[1], model.items.weight.dtype, torch.device("cpu"))
+    return training_loss_of_rows(model, batch, config, draw, read, buffers)
 
 
 def batch_of(items: list[list[int]], skipped: list[list[bool]], lengths: list[int] | None = None) -> Batch:
@@ -331,7 +370,8 @@ def test_the_gradient_of_the_next_item_loss_is_its_slope(mode):
     predicted, table = random_vectors(rng, batch, 9, 5)
     draws = next_item_negatives(mode, batch.items, 9, 6, generator("cpu", 1))
     assert gradcheck(
-        lambda y, e: next_item_loss(y, e, batch, None, *draws), (predicted.requires_grad_(), table.requires_grad_())
+        lambda y, e: plain_next_item_loss(y, e, batch, None, *draws),
+        (predicted.requires_grad_(), table.requires_grad_()),
     )
 
 
@@ -398,25 +438,104 @@ def test_each_purpose_draws_from_a_generator_of_its_own(monkeypatch):
 
 def test_a_causal_model_is_never_shown_the_last_item_of_a_prefix():
     model = tiny_model("unidirectional")
-    seen = []
-    model.register_forward_pre_hook(lambda _, args: seen.append([a.tolist() for a in args]))
+    shown = inputs_of(model)
     batch = batch_of([[1, 2, 3, 0], [4, 5, 6, 7]], [[H] * 4, [H] * 4], [3, 4])
     training_loss(model, batch, LossConfig(alpha=0.0, n_negatives=3), (1, 1, 1))
-    assert seen == [[[[1, 2, 3], [4, 5, 6]], [2, 3]]]  # the 3 of the first session is beyond its length, and so padding
+    # The 3 of the first session is beyond its length, and so padding.
+    assert [(items.tolist(), lengths.tolist()) for items, lengths in shown] == [([[1, 2, 3], [4, 5, 6]], [2, 3])]
+
+
+def inputs_of(model: SequenceEncoder) -> list:
+    """What the encoder is shown from now on: the items whose embeddings these are, and the lengths."""
+    shown, encode = [], model.encode
+
+    def spy(vectors, lengths):
+        table = model.items.weight.detach()
+        shown.append(((vectors.detach()[:, :, None] == table).all(-1).double().argmax(-1), lengths))
+        return encode(vectors, lengths)
+
+    model.encode = spy
+    return shown
 
 
 def test_a_masked_model_is_shown_the_mask_and_is_asked_for_what_it_hides():
     model = tiny_model("bidirectional")
-    seen = []
-    model.items.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    shown = inputs_of(model)
     batch = random_batch(np.random.default_rng(8), 12, 4, 6)
     config = LossConfig(alpha=0.0, n_negatives=3, mask_rate=0.5)
     training_loss(model, batch, config, (1, 1, 1))
-    (inputs,) = seen
+    ((inputs, _),) = shown
     is_mask = inputs == model.mask_index
     assert is_mask.any(1).all()
     assert not (is_mask & ~batch.position_mask).any()
     assert inputs[~is_mask].tolist() == batch.items[~is_mask].tolist()
+
+
+def plain_loss(model: SequenceEncoder, batch: Batch, config: LossConfig, draw: tuple) -> torch.Tensor:
+    """The loss of a step from the whole table, by autograd alone."""
+    table, masked = model.items.weight, None
+    if model.is_causal:
+        predicted = model(batch.items[:, :-1], batch.lengths - 1)
+    else:
+        width = batch.items.shape[1]
+        masked = draw_masked_positions(
+            batch.lengths, width, config.mask_rate, config.mask_last_only, generator("cpu", *draw, "mask")
+        )
+        predicted = model(batch.items.masked_fill(masked, model.mask_index), batch.lengths)
+    draws = next_item_negatives(
+        config.negatives, batch.items, 12, config.n_negatives, generator("cpu", *draw, "negatives")
+    )
+    loss = config.beta * plain_next_item_loss(predicted, table, batch, masked, *draws)
+    if config.alpha > 0:
+        skips = skipped_items(
+            config.negative_scope,
+            batch.items,
+            batch.skipped,
+            n_items=12,
+            generator=generator("cpu", *draw, "contrastive_negatives"),
+        )
+        loss = loss + config.alpha * contrastive_loss(predicted, table, batch, masked, *skips, config)
+    return loss
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.7), (0.4, 0.0), (0.4, 0.7)])
+@pytest.mark.parametrize(
+    ("scope", "context", "architecture", "mode"),
+    list(itertools.product(SCOPES, CONTEXTS, ARCHITECTURES, ("session", "batch"))),
+)
+def test_a_steps_gradients_are_those_of_autograd_over_the_whole_table(
+    scope, context, architecture, mode, alpha, beta, sparse
+):
+    """Loss, and gradient of every parameter, from touched rows as from the table itself; padding's row apart."""
+    batch = random_batch(np.random.default_rng(8), 12, 5, 6)
+    config = LossConfig(
+        alpha=alpha,
+        beta=beta,
+        context=context,
+        negative_scope=scope,
+        negatives=mode,
+        n_negatives=10,
+        visible_positive=True,
+    )
+    plain, model = tiny_model(architecture), tiny_model(architecture)
+    expected = plain_loss(plain, batch, config, (1, 2, 3))
+    expected.backward()
+    parts = training_loss(model, batch, config, (1, 2, 3))
+    parts.loss.backward()
+    parts.touched.gather_leading()
+    buffers = Buffers(8, torch.float64, torch.device("cpu"))
+    gradient, square = table_gradient(parts.touched, model.items.weight.shape, buffers, sparse=sparse)
+    assert parts.loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    table = plain.items.weight.grad
+    table[0] = 0  # the targets' and the negatives' padding
+    assert torch.allclose(gradient.to_dense(), table, rtol=0, atol=1e-12)
+    assert square.item() == pytest.approx(table.square().sum().item(), rel=1e-9)
+    others = zip(plain.named_parameters(), model.named_parameters(), strict=True)
+    for (name, p), (_, q) in others:
+        if name != "items.weight":
+            assert (p.grad is None) == (q.grad is None), name
+            assert p.grad is None or torch.allclose(p.grad, q.grad, rtol=0, atol=1e-12), name
 
 
 @pytest.mark.parametrize(

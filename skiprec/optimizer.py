@@ -1,0 +1,229 @@
+"""Adam for a table of which a step touches few rows: torch.optim.Adam's numbers, at the cost of those rows alone.
+
+Adam moves a row also in steps that gave it no gradient, as its moments decay; SparseAdam and "lazy" Adam leave that
+drift out, and end elsewhere. Here each row remembers the last step that touched it, and the drift of the steps that it
+missed is made up for when it is next read.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from skiprec.drift import Drift
+
+# R rows of a table, D width, n rows at a time, S slots (a slot is a step since the last flush).
+
+ROWS_AT_A_TIME = 1024
+"""Rows that are worked on at once: with their moments 1.5 MB at D 128, which stays in a core's cache."""
+
+
+class DeferredAdam(torch.optim.Optimizer):
+    r"""Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1) for tables with sparse gradients.
+
+    A row whose last gradient came in step l has moments that only decay in the steps l+j that it missed. It moves by
+
+    .. math:: -\sum_j \eta_{l+j} \frac{\beta_1^j m / (1-\beta_1^{l+j})}
+                                  {\sqrt{\beta_2^j v / (1-\beta_2^{l+j})} + \epsilon}
+
+    In float32 the sum is taken by a Gauss rule of two points (see `Drift`), in float64 term by term.
+
+    Weight decay is not offered: with it, every row moves in every step by an amount of its own.
+
+    Args:
+        params: Tables, 2-D. Each is moved into one tensor with its moments, as a strided view (`.data` is replaced).
+        lr: Learning rate; may change from step to step.
+        betas: Decay of the two moments.
+        eps: Added to the denominator.
+        max_deferred: Steps after which all rows are brought up to date, if `flush` was not called before.
+
+    Raises:
+        ValueError: If a number is out of range, or a parameter is no floating-point table.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        *,
+        max_deferred: int = 4096,
+    ) -> None:
+        if not lr > 0:
+            raise ValueError(f"lr is {lr}, expected more than 0")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas}, expected two numbers from 0 to less than 1")
+        if not eps > 0:
+            raise ValueError(f"eps is {eps}, expected more than 0")
+        if max_deferred < 1:
+            raise ValueError(f"max_deferred is {max_deferred}, expected at least 1")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        self.max_deferred = max_deferred
+        for table, group in self._tables():
+            if table.ndim != 2 or not table.is_floating_point():
+                raise ValueError(f"a parameter is {table.dtype} of shape {tuple(table.shape)}, expected a 2-D table")
+            self._take_over(table, group)
+
+    def _tables(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for group in self.param_groups:
+            for table in group["params"]:
+                yield table, group
+
+    @torch.no_grad()
+    def _take_over(self, table: Tensor, group: dict[str, Any]) -> None:
+        # A row lies beside its moments: they are read and written together, and fetching costs more than arithmetic.
+        storage = torch.zeros(len(table), 3, table.shape[1], dtype=table.dtype, device=table.device)
+        storage[:, 0] = table
+        table.data = storage[:, 0]
+        state = self.state[table]
+        state["step"] = torch.zeros((), dtype=torch.float64, device=table.device)
+        state["exp_avg"], state["exp_avg_sq"] = storage[:, 1], storage[:, 2]
+        self._start_deferring(table, group)
+
+    def _start_deferring(self, table: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[table]
+        state["slot"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
+        state["drift"] = Drift(state["step"], group["betas"], group["eps"], self.max_deferred, table.dtype)
+
+    @torch.no_grad()
+    def read(self, table: Tensor, rows: Int[Tensor, " n"], out: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
+        """Rows as dense Adam would have them now. Nothing is changed: their drift is made up for when they are updated.
+
+        Args:
+            table: One of the parameters.
+            rows: Indices; repeats are allowed.
+            out: Filled and returned.
+        """
+        state = self.state[table]
+        if has_kernels(table):
+            from skiprec.row_kernels import over_rows, read_rows
+
+            over_rows(read_rows, len(rows), *self._arrays(table), rows, out)
+        else:
+            for part in parts(len(rows)):
+                fetched = self._storage(table).index_select(0, rows[part])
+                state["drift"].apply(fetched, state["slot"].index_select(0, rows[part]), out[part])
+        return out
+
+    def _storage(self, table: Tensor) -> Float[Tensor, "R 3 D"]:
+        R, D = table.shape
+        return table.detach().as_strided((R, 3, D), (3 * D, D, 1))
+
+    def _arrays(self, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What every kernel takes first."""
+        state = self.state[table]
+        return self._storage(table), state["slot"], state["drift"].coefficients
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Float[Tensor, ""]] | None = None) -> Float[Tensor, ""] | None:
+        """Update the rows that have a gradient. A table without one is left alone, and its step is not counted.
+
+        Raises:
+            ValueError: If a gradient is not a coalesced sparse tensor of rows.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for table, group in self._tables():
+            if table.grad is None:
+                continue
+            if not table.grad.is_sparse or not table.grad.is_coalesced() or table.grad.sparse_dim() != 1:
+                raise ValueError("a gradient is no coalesced sparse tensor of rows; `touched_rows.as_sparse` makes one")
+            self._update(table, group, table.grad.indices()[0], table.grad.values())
+        return loss
+
+    def _update(self, table: Tensor, group: dict[str, Any], rows: Tensor, gradient: Tensor) -> None:
+        state, (beta1, beta2) = self.state[table], group["betas"]
+        drift: Drift = state["drift"]
+        state["step"] += 1
+        # 0-d tensors on the device, not numbers: a captured graph must see the step and the learning rate change.
+        correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
+        rate = torch.as_tensor(group["lr"], dtype=torch.float64, device=table.device)
+        # w -= lr (m / c1) / (sqrt(v / c2) + eps), with the scalars gathered in the denominator.
+        scale, shift = correction1 / (rate * correction2.sqrt()), correction1 * group["eps"] / rate
+        if has_kernels(table):
+            from skiprec.row_kernels import over_rows, update_rows
+
+            numbers = torch.tensor([beta1, beta2, 1 - beta1, 1 - beta2, scale, shift])
+            over_rows(update_rows, len(rows), *self._arrays(table), rows, gradient, numbers)
+        else:
+            storage = self._storage(table)
+            scale, shift = scale.to(table.dtype), shift.to(table.dtype)
+            for part in parts(len(rows)):
+                fetched = storage.index_select(0, rows[part])
+                weights, first, second = fetched.unbind(1)
+                decay1, decay2 = drift.apply(fetched, state["slot"].index_select(0, rows[part]), weights)
+                first.mul_(decay1 * beta1).add_(gradient[part], alpha=1 - beta1)
+                second.mul_(decay2 * beta2).addcmul_(gradient[part], gradient[part], value=1 - beta2)
+                weights.addcdiv_(first, second.sqrt().mul_(scale).add_(shift), value=-1)
+                storage.index_copy_(0, rows[part], fetched)
+        drift.advance(state["step"], rate)
+        state["slot"].index_fill_(0, rows, drift.now)
+        if drift.now == self.max_deferred:
+            self._flush(table, group)
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        """Bring every row up to date. Weights and moments are then Adam's, to be read as they are."""
+        for table, group in self._tables():
+            if self.state[table]["drift"].now > 0:
+                self._flush(table, group)
+
+    def _flush(self, table: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[table]
+        if has_kernels(table):
+            from skiprec.row_kernels import flush_rows, over_rows
+
+            over_rows(flush_rows, len(table), *self._arrays(table))
+        else:
+            for part in parts(len(table)):
+                fetched = self._storage(table)[part]
+                weights, first, second = fetched.unbind(1)
+                decay1, decay2 = state["drift"].apply(fetched, state["slot"][part], weights)
+                first.mul_(decay1)
+                second.mul_(decay2)
+        self._start_deferring(table, group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim.Adam's, with every row up to date."""
+        self.flush()
+        packed = super().state_dict()
+        names = ("step", "exp_avg", "exp_avg_sq")
+        packed["state"] = {i: {name: state[name] for name in names} for i, state in packed["state"].items()}
+        return packed
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over groups and moments from a `state_dict`; the weights are the caller's to restore, as always.
+
+        The moments are copied to where they lie beside the weights.
+
+        Raises:
+            ValueError: If it is of other groups.
+        """
+        sizes = [
+            [len(group["params"]) for group in groups] for groups in (self.param_groups, state_dict["param_groups"])
+        ]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"the state is of groups of {sizes[1]} tables, expected {sizes[0]}")
+        for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group |= {name: value for name, value in loaded.items() if name != "params"}
+        for index, (table, group) in enumerate(self._tables()):
+            for name in ("step", "exp_avg", "exp_avg_sq"):
+                self.state[table][name].copy_(state_dict["state"][index][name])
+            self._start_deferring(table, group)
+
+
+def has_kernels(table: Tensor) -> bool:
+    """Whether the compiled loops of `row_kernels` serve this table; torch's operations do elsewhere."""
+    return table.device.type == "cpu" and table.dtype == torch.float32
+
+
+def parts(n: int) -> Iterator[slice]:
+    """Slices of n rows, few enough to be worked on in a core's cache."""
+    for start in range(0, n, ROWS_AT_A_TIME):
+        yield slice(start, min(start + ROWS_AT_A_TIME, n))

@@ -1,0 +1,146 @@
+"""Loops over rows of a float32 table on the CPU, compiled by Numba: one pass over memory, where torch needs a dozen.
+
+What they compute is in `optimizer.py` and `item_rows.py`, whose torch forms run on other devices and are what these are
+tested against.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float32, Int32, Int64
+
+# R rows of a table, D width, n rows at a time, S slots, N gradients.
+
+ROWS_WORTH_A_THREAD = 2048
+"""Fewer rows are done by one thread: waking another would take longer."""
+
+
+def compiled(function: Callable[..., None], **options: Any) -> Callable[..., None]:
+    """Compile a loop at its first call; the code is kept beside the source, or in the user's cache folder.
+
+    Arrays are indexed one by one: loops over what was unpacked from an array are not vectorised (Numba 0.68), and take
+    three times as long.
+    """
+    # Unwrapped: a test run checks the shapes of every function by a wrapper, which Numba cannot compile.
+    return numba.njit(nogil=True, error_model="numpy", cache=True, **options)(inspect.unwrap(function))
+
+
+@compiled
+def read_rows(
+    storage: Float32[np.ndarray, "R 3 D"],
+    slots: Int32[np.ndarray, " R"],
+    coefficients: Float32[np.ndarray, "S 6"],
+    rows: Int64[np.ndarray, " n"],
+    out: Float32[np.ndarray, "n D"],
+    start: int,
+    stop: int,
+) -> None:
+    """Rows start to stop of `DeferredAdam.read`."""
+    for i in range(start, stop):
+        row, into = rows[i], out[i]
+        weights, first, second = storage[row, 0], storage[row, 1], storage[row, 2]
+        c = coefficients[slots[row]]
+        A, B, E, F = c[0], c[1], c[2], c[3]
+        for d in range(into.size):
+            u = np.sqrt(second[d])
+            into[d] = weights[d] - first[d] * (A * u + B) / (second[d] + E * u + F)
+
+
+@compiled
+def update_rows(
+    storage: Float32[np.ndarray, "R 3 D"],
+    slots: Int32[np.ndarray, " R"],
+    coefficients: Float32[np.ndarray, "S 6"],
+    rows: Int64[np.ndarray, " n"],
+    gradient: Float32[np.ndarray, "n D"],
+    numbers: Float32[np.ndarray, " 6"],
+    start: int,
+    stop: int,
+) -> None:
+    """Rows start to stop of `DeferredAdam.step`. Numbers are both betas, both 1 - beta, scale and shift."""
+    beta1, beta2, rest1, rest2, scale, shift = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
+    for i in range(start, stop):
+        row, g = rows[i], gradient[i]
+        weights, first, second = storage[row, 0], storage[row, 1], storage[row, 2]
+        c = coefficients[slots[row]]
+        A, B, E, F, decay1, decay2 = c[0], c[1], c[2], c[3], c[4] * beta1, c[5] * beta2
+        for d in range(g.size):
+            u = np.sqrt(second[d])
+            drifted = weights[d] - first[d] * (A * u + B) / (second[d] + E * u + F)
+            m = first[d] * decay1 + rest1 * g[d]
+            v = second[d] * decay2 + rest2 * g[d] * g[d]
+            weights[d] = drifted - m / (np.sqrt(v) * scale + shift)
+            first[d] = m
+            second[d] = v
+
+
+@compiled
+def flush_rows(
+    storage: Float32[np.ndarray, "R 3 D"],
+    slots: Int32[np.ndarray, " R"],
+    coefficients: Float32[np.ndarray, "S 6"],
+    start: int,
+    stop: int,
+) -> None:
+    """Rows start to stop of `DeferredAdam.flush`."""
+    for i in range(start, stop):
+        weights, first, second = storage[i, 0], storage[i, 1], storage[i, 2]
+        c = coefficients[slots[i]]
+        A, B, E, F, decay1, decay2 = c[0], c[1], c[2], c[3], c[4], c[5]
+        for d in range(weights.size):
+            u = np.sqrt(second[d])
+            weights[d] -= first[d] * (A * u + B) / (second[d] + E * u + F)
+            first[d] *= decay1
+            second[d] *= decay2
+
+
+# Squares are summed in any order, or that could not be vectorised; the order is the same in every run.
+@functools.partial(compiled, fastmath={"reassoc", "contract"})
+def sum_rows(
+    order: Int64[np.ndarray, " N"],
+    starts: Int64[np.ndarray, " groups"],
+    places: Int64[np.ndarray, " n"],
+    gradients: Float32[np.ndarray, "N D"],
+    out: Float32[np.ndarray, "R D"],
+    squares: Float32[np.ndarray, " n"],
+    start: int,
+    stop: int,
+) -> None:
+    """out[places[i]] = sum of gradients[order[starts[i] : starts[i + 1]]], and squares[i] its squared norm."""
+    for i in range(start, stop):
+        total = out[places[i]]
+        total[:] = gradients[order[starts[i]]]
+        for j in range(starts[i] + 1, starts[i + 1]):
+            more = gradients[order[j]]
+            for d in range(total.size):
+                total[d] += more[d]
+        square = np.float32(0)
+        for d in range(total.size):
+            square += total[d] * total[d]
+        squares[i] = square
+
+
+def over_rows(kernel: Callable[..., None], n: int, *arguments: Any) -> None:
+    """Call a kernel for rows 0 to n, split among as many threads as torch uses. Each row is one thread's.
+
+    So no sum depends on how many there are.
+    """
+    arguments = tuple(a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments)
+    threads = min(torch.get_num_threads(), 1 + n // ROWS_WORTH_A_THREAD)
+    edges = [n * part // threads for part in range(threads + 1)]
+    others = [pool(threads).submit(kernel, *arguments, *edges[part : part + 2]) for part in range(1, threads)]
+    kernel(*arguments, *edges[:2])
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Threads beside the calling one. Not Numba's own: two runtimes that wait for work busily starve each other."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="rows")

@@ -1,0 +1,135 @@
+"""Sampled softmax and its gradient in one pass, in chunks that stay in a core's cache.
+
+`losses.sampled_softmax_nll` says what is computed, and is what this is tested against. Autograd would keep the
+(B, P, N) scores of the negatives for the backward pass, and read and write them from main memory some ten times; here a
+few sessions' scores are made, turned into the gradient's factors and used up before the next sessions' are.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+# B sessions in the batch, P positions, D embedding width, N negatives a draw.
+
+CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
+"""Negatives and scores at a time: on the CPU what a core's cache holds, elsewhere what fills the device."""
+
+
+class SampledSoftmax(torch.autograd.Function):
+    """The loss of a batch as a function of predictions and targets; the gradient of the negatives is written aside.
+
+    It holds for a loss that is minimised as it is: whoever scales the loss hands in the factor.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        predicted: Float[Tensor, "B P D"],
+        target: Float[Tensor, "B P D"],
+        negatives: Float[Tensor, "draws N D"],
+        negatives_gradient: Float[Tensor, "draws N D"],
+        position_mask: Bool[Tensor, "B P"],
+        negative_mask: Bool[Tensor, "B N"] | None,
+        scale: Float[Tensor, ""],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Mean over positions with a target, as `sampled_softmax_nll`.
+
+        Args:
+            ctx: Of autograd.
+            predicted: Predicted embedding at each position.
+            target: Embedding of the item that was played.
+            negatives: Embeddings of items that were not: draws a session, or one draw that the batch shares.
+            negatives_gradient: Filled with the gradient of the negatives.
+            position_mask: True where there is a target.
+            negative_mask: False where a shared draw is an item of that very session; None if all are real.
+            scale: Factor of the loss: of the first result, and of all gradients.
+
+        Returns:
+            The loss times its factor; and the loss in nats, which has no gradient.
+        """
+        weight = position_mask.to(predicted.dtype) / position_mask.sum().clamp(min=1)  # (B, P): the mean's
+        ctx.gradients = torch.empty_like(predicted), torch.empty_like(target)
+        loss = predicted.new_zeros(())
+        is_shared = len(negatives) == 1
+        if is_shared:
+            negatives_gradient.zero_()
+        for rows in chunks(predicted, negatives):
+            of = slice(0, 1) if is_shared else rows
+            mask = None if negative_mask is None else negative_mask[rows]
+            loss += chunk_loss(
+                predicted[rows],
+                target[rows],
+                negatives[of],
+                weight[rows],
+                mask,
+                scale,
+                into=(ctx.gradients[0][rows], ctx.gradients[1][rows], negatives_gradient[of]),
+            )
+        ctx.mark_non_differentiable(loss)
+        return loss * scale, loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Float[Tensor, ""], _: Tensor) -> tuple[Tensor | None, ...]:
+        """What the forward pass has put aside."""
+        by_predicted, by_target = ctx.gradients
+        return by_predicted * gradient, by_target * gradient, None, None, None, None, None
+
+
+def chunks(predicted: Float[Tensor, "B P D"], negatives: Float[Tensor, "draws N D"]) -> list[slice]:
+    """Slices of the batch that are worked on at once."""
+    B, P, D = predicted.shape
+    _, N, _ = negatives.shape
+    # A session brings its scores, and negatives of its own unless they are shared.
+    floats = N * P + (N * D if len(negatives) == B else 0)
+    size = max(1, CHUNK_BYTES[predicted.device.type] // (floats * predicted.element_size()))
+    return [slice(start, start + size) for start in range(0, B, size)]
+
+
+def chunk_loss(
+    predicted: Float[Tensor, "b P D"],
+    target: Float[Tensor, "b P D"],
+    negatives: Float[Tensor, "draws N D"],
+    weight: Float[Tensor, "b P"],
+    negative_mask: Bool[Tensor, "b N"] | None,
+    scale: Float[Tensor, ""],
+    *,
+    into: tuple[Tensor, Tensor, Tensor],
+) -> Float[Tensor, ""]:
+    """The weighted loss of a few sessions.
+
+    Args:
+        predicted: As above, of these sessions; likewise the next ones.
+        target: Embeddings of the items that were played.
+        negatives: A draw a session, or a single one.
+        weight: Of each position in the loss.
+        negative_mask: False where a draw is as if absent.
+        scale: Factor of the gradients.
+        into: Filled with the gradients of predicted and target; that of negatives is filled too, or added to if shared.
+    """
+    b, P, D = predicted.shape
+    is_shared = len(negatives) < b
+    # Sessions that share their negatives are one long session to the products.
+    queries = predicted.reshape(-1, b * P, D) if is_shared else predicted
+    scores = torch.bmm(queries, negatives.transpose(1, 2)).view(b, P, -1)
+    if negative_mask is not None:
+        scores.masked_fill_(~negative_mask[:, None, :], -torch.inf)
+    positive = (predicted * target).sum(-1)  # (b, P)
+    # Softmax over negatives and target, with the largest score taken off first.
+    top = torch.maximum(scores.amax(-1), positive)
+    shares = scores.sub_(top[..., None]).exp_()
+    positive_share = (positive - top).exp()
+    total = shares.sum(-1) + positive_share
+    loss = (weight * (top + total.log() - positive)).sum()
+    factor = weight * scale / total
+    shares = shares.mul_(factor[..., None]).view(len(negatives), -1, shares.shape[-1])  # d loss / d score
+    of_positive = (factor * positive_share - weight * scale)[..., None]
+    by_predicted, by_target, by_negatives = into
+    torch.addcmul(torch.bmm(shares, negatives).view(b, P, D), of_positive, target, out=by_predicted)
+    torch.mul(of_positive, predicted, out=by_target)
+    if is_shared:
+        by_negatives.baddbmm_(shares.transpose(1, 2), queries)
+    else:
+        torch.bmm(shares.transpose(1, 2), queries, out=by_negatives)
+    return loss
