@@ -70,13 +70,28 @@ def next_item_negatives(
         return draw_negatives(session_items, n_items, n_negatives, generator), None
     if mode == "batch":
         draws = 1 + torch.randint(n_items, (1, n_negatives), generator=generator, device=session_items.device)
-        return draws, ~is_in(draws.expand(len(session_items), -1), session_items)
+        return draws, ~occurs_in(draws[0], session_items)
     raise ValueError(f"unknown negatives '{mode}', expected session or batch")
 
 
 def is_in(items: Int[Tensor, "B N"], others: Int[Tensor, "B T"]) -> Bool[Tensor, "B N"]:
     """True where an item of a session occurs among the others of the same session."""
     return (items[:, :, None] == others[:, None, :]).any(-1)
+
+
+def occurs_in(draws: Int[Tensor, " N"], session_items: Int[Tensor, "B T"]) -> Bool[Tensor, "B N"]:
+    """True where a draw that all sessions share occurs in the session.
+
+    By looking the few session items up among the draws: comparing all with all takes as long as a product of scores.
+    """
+    ordered = draws.sort().values
+    N = len(ordered)
+    # An item's place is that of its first equal among the ordered draws; N if there is none.
+    place = torch.searchsorted(ordered, session_items)
+    is_drawn = ordered[place.clamp(max=N - 1)] == session_items
+    hit = torch.zeros(len(session_items), N + 1, dtype=torch.bool, device=draws.device)
+    hit.scatter_(1, torch.where(is_drawn, place, N), True)
+    return hit[:, torch.searchsorted(ordered, draws)]
 
 
 def first_occurrence(items: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:

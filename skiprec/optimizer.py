@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from skiprec.drift import Drift
+from skiprec.touched_rows import Groups, group_ids, has_kernels, sums
 
 # R rows of a table, D width, n rows at a time, S slots (a slot is a step since the last flush).
 
@@ -98,7 +99,7 @@ class DeferredAdam(torch.optim.Optimizer):
             out: Filled and returned.
         """
         state = self.state[table]
-        if has_kernels(table):
+        if self._has_kernels(table):
             from skiprec.row_kernels import over_rows, read_rows
 
             over_rows(read_rows, len(rows), *self._arrays(table), rows, out)
@@ -112,45 +113,67 @@ class DeferredAdam(torch.optim.Optimizer):
         R, D = table.shape
         return table.detach().as_strided((R, 3, D), (3 * D, D, 1))
 
+    def _has_kernels(self, table: Tensor) -> bool:
+        return table.dtype == torch.float32 and has_kernels(table.device)
+
     def _arrays(self, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What every kernel takes first."""
         state = self.state[table]
         return self._storage(table), state["slot"], state["drift"].coefficients
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Float[Tensor, ""]] | None = None) -> Float[Tensor, ""] | None:
+    def step(
+        self, closure: Callable[[], Float[Tensor, ""]] | None = None, *, groups: Groups | None = None
+    ) -> Float[Tensor, ""] | None:
         """Update the rows that have a gradient. A table without one is left alone, and its step is not counted.
 
+        Args:
+            closure: Called first, with gradients enabled.
+            groups: Of the ids of the gradient of the only table, if they are known already.
+
         Raises:
-            ValueError: If a gradient is not a coalesced sparse tensor of rows.
+            ValueError: If a gradient is not a sparse tensor of rows.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for table, group in self._tables():
+        for table, param_group in self._tables():
             if table.grad is None:
                 continue
-            if not table.grad.is_sparse or not table.grad.is_coalesced() or table.grad.sparse_dim() != 1:
-                raise ValueError("a gradient is no coalesced sparse tensor of rows; `touched_rows.as_sparse` makes one")
-            self._update(table, group, table.grad.indices()[0], table.grad.values())
+            if not table.grad.is_sparse or table.grad.sparse_dim() != 1:
+                raise ValueError(
+                    "a gradient is dense, expected a sparse tensor of rows (for dense ones: torch.optim.Adam)"
+                )
+            # Not coalesced: that would write all values once more.
+            self._update(table, param_group, groups or group_ids(table.grad._indices()[0]), table.grad._values())
         return loss
 
-    def _update(self, table: Tensor, group: dict[str, Any], rows: Tensor, gradient: Tensor) -> None:
-        state, (beta1, beta2) = self.state[table], group["betas"]
+    def _update(self, table: Tensor, param_group: dict[str, Any], groups: Groups, gradients: Tensor) -> None:
+        state, (beta1, beta2) = self.state[table], param_group["betas"]
         drift: Drift = state["drift"]
         state["step"] += 1
         # 0-d tensors on the device, not numbers: a captured graph must see the step and the learning rate change.
         correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-        rate = torch.as_tensor(group["lr"], dtype=torch.float64, device=table.device)
+        rate = torch.as_tensor(param_group["lr"], dtype=torch.float64, device=table.device)
         # w -= lr (m / c1) / (sqrt(v / c2) + eps), with the scalars gathered in the denominator.
-        scale, shift = correction1 / (rate * correction2.sqrt()), correction1 * group["eps"] / rate
-        if has_kernels(table):
+        scale, shift = correction1 / (rate * correction2.sqrt()), correction1 * param_group["eps"] / rate
+        if self._has_kernels(table):
             from skiprec.row_kernels import over_rows, update_rows
 
             numbers = torch.tensor([beta1, beta2, 1 - beta1, 1 - beta2, scale, shift])
-            over_rows(update_rows, len(rows), *self._arrays(table), rows, gradient, numbers)
+            over_rows(
+                update_rows,
+                len(groups.rows),
+                *self._arrays(table),
+                groups.rows,
+                groups.order,
+                groups.edges,
+                gradients,
+                numbers,
+            )
         else:
+            rows, gradient = groups.rows, sums(groups, gradients)
             storage = self._storage(table)
             scale, shift = scale.to(table.dtype), shift.to(table.dtype)
             for part in parts(len(rows)):
@@ -162,9 +185,9 @@ class DeferredAdam(torch.optim.Optimizer):
                 weights.addcdiv_(first, second.sqrt().mul_(scale).add_(shift), value=-1)
                 storage.index_copy_(0, rows[part], fetched)
         drift.advance(state["step"], rate)
-        state["slot"].index_fill_(0, rows, drift.now)
+        state["slot"].index_fill_(0, groups.rows, drift.now)
         if drift.now == self.max_deferred:
-            self._flush(table, group)
+            self._flush(table, param_group)
 
     @torch.no_grad()
     def flush(self) -> None:
@@ -175,7 +198,7 @@ class DeferredAdam(torch.optim.Optimizer):
 
     def _flush(self, table: Tensor, group: dict[str, Any]) -> None:
         state = self.state[table]
-        if has_kernels(table):
+        if self._has_kernels(table):
             from skiprec.row_kernels import flush_rows, over_rows
 
             over_rows(flush_rows, len(table), *self._arrays(table))
@@ -216,11 +239,6 @@ class DeferredAdam(torch.optim.Optimizer):
             for name in ("step", "exp_avg", "exp_avg_sq"):
                 self.state[table][name].copy_(state_dict["state"][index][name])
             self._start_deferring(table, group)
-
-
-def has_kernels(table: Tensor) -> bool:
-    """Whether the compiled loops of `row_kernels` serve this table; torch's operations do elsewhere."""
-    return table.device.type == "cpu" and table.dtype == torch.float32
 
 
 def parts(n: int) -> Iterator[slice]:

@@ -47,6 +47,9 @@ def read_rows(
         weights, first, second = storage[row, 0], storage[row, 1], storage[row, 2]
         c = coefficients[slots[row]]
         A, B, E, F = c[0], c[1], c[2], c[3]
+        if A == 0 and B == 0:  # the row has missed nothing
+            into[:] = weights
+            continue
         for d in range(into.size):
             u = np.sqrt(second[d])
             into[d] = weights[d] - first[d] * (A * u + B) / (second[d] + E * u + F)
@@ -58,15 +61,25 @@ def update_rows(
     slots: Int32[np.ndarray, " R"],
     coefficients: Float32[np.ndarray, "S 6"],
     rows: Int64[np.ndarray, " n"],
-    gradient: Float32[np.ndarray, "n D"],
+    order: Int64[np.ndarray, " N"],
+    edges: Int64[np.ndarray, " n+1"],
+    gradients: Float32[np.ndarray, "N D"],
     numbers: Float32[np.ndarray, " 6"],
     start: int,
     stop: int,
 ) -> None:
     """Rows start to stop of `DeferredAdam.step`. Numbers are both betas, both 1 - beta, scale and shift."""
     beta1, beta2, rest1, rest2, scale, shift = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
+    summed = np.empty(gradients.shape[1], dtype=np.float32)
     for i in range(start, stop):
-        row, g = rows[i], gradient[i]
+        row, g = rows[i], gradients[order[edges[i]]]
+        if edges[i + 1] - edges[i] > 1:
+            summed[:] = g
+            for j in range(edges[i] + 1, edges[i + 1]):
+                more = gradients[order[j]]
+                for d in range(summed.size):
+                    summed[d] += more[d]
+            g = summed
         weights, first, second = storage[row, 0], storage[row, 1], storage[row, 2]
         c = coefficients[slots[row]]
         A, B, E, F, decay1, decay2 = c[0], c[1], c[2], c[3], c[4] * beta1, c[5] * beta2
@@ -100,26 +113,47 @@ def flush_rows(
             second[d] *= decay2
 
 
-# Squares are summed in any order, or that could not be vectorised; the order is the same in every run.
-@functools.partial(compiled, fastmath={"reassoc", "contract"})
+@compiled
 def sum_rows(
+    rows: Int64[np.ndarray, " n"],
     order: Int64[np.ndarray, " N"],
-    starts: Int64[np.ndarray, " groups"],
-    places: Int64[np.ndarray, " n"],
+    edges: Int64[np.ndarray, " n+1"],
     gradients: Float32[np.ndarray, "N D"],
     out: Float32[np.ndarray, "R D"],
+    start: int,
+    stop: int,
+) -> None:
+    """Rows start to stop of `touched_rows.dense_gradient`."""
+    for i in range(start, stop):
+        total = out[rows[i]]
+        total[:] = gradients[order[edges[i]]]
+        for j in range(edges[i] + 1, edges[i + 1]):
+            more = gradients[order[j]]
+            for d in range(total.size):
+                total[d] += more[d]
+
+
+# The squares of a row are summed in any order, or that could not be vectorised; it is the same order in every run.
+@functools.partial(compiled, fastmath={"reassoc", "contract"})
+def square_rows(
+    order: Int64[np.ndarray, " N"],
+    edges: Int64[np.ndarray, " n+1"],
+    gradients: Float32[np.ndarray, "N D"],
     squares: Float32[np.ndarray, " n"],
     start: int,
     stop: int,
 ) -> None:
-    """out[places[i]] = sum of gradients[order[starts[i] : starts[i + 1]]], and squares[i] its squared norm."""
+    """Rows start to stop of `touched_rows.squared_norm`."""
+    summed = np.empty(gradients.shape[1], dtype=np.float32)
     for i in range(start, stop):
-        total = out[places[i]]
-        total[:] = gradients[order[starts[i]]]
-        for j in range(starts[i] + 1, starts[i + 1]):
-            more = gradients[order[j]]
-            for d in range(total.size):
-                total[d] += more[d]
+        total = gradients[order[edges[i]]]
+        if edges[i + 1] - edges[i] > 1:
+            summed[:] = total
+            for j in range(edges[i] + 1, edges[i + 1]):
+                more = gradients[order[j]]
+                for d in range(summed.size):
+                    summed[d] += more[d]
+            total = summed
         square = np.float32(0)
         for d in range(total.size):
             square += total[d] * total[d]

@@ -35,11 +35,13 @@ class TouchedRows:
         return rows[len(self.leading) :]
 
     def gather_leading(self) -> None:
-        """Put the gradient of the leading rows, known after the backward pass, beside the others'."""
+        """Put the gradient of the leading rows, known after the backward pass, beside the others'. Padding has none."""
+        leading = self.gradients[: len(self.leading)]
         if self.leading.grad is None:  # the loss does not depend on them
-            self.gradients[: len(self.leading)] = 0
+            leading.zero_()
         else:
-            self.gradients[: len(self.leading)] = self.leading.grad
+            is_item = self.ids[: len(leading), None] != PADDING
+            torch.mul(self.leading.grad, is_item, out=leading)
 
 
 class Buffers:
@@ -47,7 +49,6 @@ class Buffers:
 
     def __init__(self, dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.pair = torch.empty(2, 0, dim, dtype=dtype, device=device)
-        self.summed = self.pair[0]
 
     def touch(self, read: Reader, leading: list[Tensor], others: Tensor) -> TouchedRows:
         """Read rows.
@@ -65,62 +66,68 @@ class Buffers:
         n_leading = len(ids) - others.numel()
         return TouchedRows(ids, values, gradients, values[:n_leading].clone().requires_grad_())
 
-    def rows_for(self, n: int) -> Float[Tensor, "n D"]:
-        """Memory for n summed rows."""
-        if n > len(self.summed):
-            self.summed = self.pair.new_empty(n, self.pair.shape[2])
-        return self.summed[:n]
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Ids by the row that they name."""
+
+    rows: Int[Tensor, " n"]
+    """The distinct ids, ascending. On a CUDA device n is N whatever the data, and the last ones are PADDING again."""
+    order: Int[Tensor, " N"]
+    """The places of all ids, in the order of the rows."""
+    edges: Int[Tensor, " n+1"]
+    """Where in `order` the places of each row start and end."""
 
 
-def table_gradient(
-    touched: TouchedRows, shape: torch.Size, buffers: Buffers, *, sparse: bool
-) -> tuple[Float[Tensor, "R D"], Float[Tensor, ""]]:
-    """The gradient of the whole table, each row's sum taken in the same order always; and its squared norm.
-
-    Padding's row is 0. On a CUDA device a sparse gradient has as many rows as there are ids, so that no shape depends
-    on data: what is beyond the distinct ones is padding's row again.
-
-    Args:
-        touched: A step's rows, with all their gradients.
-        shape: (R, D).
-        buffers: Where the sums are put; the next step's take their place.
-        sparse: Whether to give a coalesced sparse tensor of the touched rows, or a dense one.
-    """
-    rows, order, starts = distinct(touched.ids)
-    gradients = touched.gradients
-    out = buffers.rows_for(len(rows)) if sparse else buffers.rows_for(shape[0]).zero_()
-    if gradients.device.type == "cpu" and gradients.dtype == torch.float32:
-        from skiprec.row_kernels import over_rows, sum_rows
-
-        squares = torch.empty(len(rows))
-        ends = F.pad(starts, (0, 1), value=len(order))
-        places = torch.arange(len(rows)) if sparse else rows
-        over_rows(sum_rows, len(rows), order, ends, places, gradients, out, squares)
-    else:
-        summed = F.embedding_bag(order, gradients, starts, mode="sum")
-        squares = summed.square().sum(1)
-        out = out.copy_(summed) if sparse else out.index_copy_(0, rows, summed)
-    # Rows ascend, so padding's are first; out[0] is the table's own row 0 where it is dense.
-    is_item = rows[0] != PADDING
-    out[0] *= is_item
-    squares[0] *= is_item
-    if sparse:
-        out = torch.sparse_coo_tensor(rows[None], out, shape, check_invariants=False, is_coalesced=True)
-    return out, squares.sum(dtype=torch.float64)
-
-
-def distinct(ids: Int[Tensor, " N"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " N"], Int[Tensor, " n"]]:
-    """The distinct ids, ascending; the places of all ids in that order; and where among these each one's start.
-
-    On a CUDA device n is N, whatever the data: what is beyond the distinct ids is PADDING, starting at the end.
-    """
+def group_ids(ids: Int[Tensor, " N"]) -> Groups:
+    """Find the distinct ids, and where each one stands."""
     ordered, order = ids.sort(stable=True)
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
-    if not ids.is_cuda:
+    if has_kernels(ids.device):
         starts = is_first.nonzero().squeeze(1)
-        return ordered[starts], order, starts
+        return Groups(ordered[starts], order, F.pad(starts, (0, 1), value=len(ids)))
+    # As many as there are ids, so that no shape depends on data and nothing waits for the device.
     number = is_first.cumsum(0) - 1
     places = torch.arange(len(ids), device=ids.device)
-    starts = torch.full_like(ids, len(ids)).scatter_reduce_(0, number, places, "amin")
-    return torch.full_like(ids, PADDING).scatter_reduce_(0, number, ordered, "amax"), order, starts
+    edges = ids.new_full((len(ids) + 1,), len(ids)).scatter_reduce_(0, number, places, "amin")
+    return Groups(torch.full_like(ids, PADDING).scatter_reduce_(0, number, ordered, "amax"), order, edges)
+
+
+def sums(groups: Groups, gradients: Float[Tensor, "N D"]) -> Float[Tensor, "n D"]:
+    """The gradient of each row: the sum over its places, taken in the same order always."""
+    return F.embedding_bag(groups.order, gradients, groups.edges[:-1], mode="sum")
+
+
+def squared_norm(groups: Groups, gradients: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+    """Of all rows' gradients, in float64."""
+    if gradients.dtype == torch.float32 and has_kernels(gradients.device):
+        from skiprec.row_kernels import over_rows, square_rows
+
+        squares = torch.empty(len(groups.rows))
+        over_rows(square_rows, len(groups.rows), groups.order, groups.edges, gradients, squares)
+    else:
+        squares = sums(groups, gradients).square().sum(1)
+    return squares.sum(dtype=torch.float64)
+
+
+def sparse_gradient(touched: TouchedRows, shape: torch.Size) -> Float[Tensor, "R D"]:
+    """The table's gradient as autograd gives a sparse embedding's: not coalesced, a value for each id."""
+    return torch.sparse_coo_tensor(touched.ids[None], touched.gradients, shape, check_invariants=False)
+
+
+def dense_gradient(touched: TouchedRows, groups: Groups, out: Float[Tensor, "R D"]) -> Float[Tensor, "R D"]:
+    """The table's gradient, in memory that is handed in."""
+    out.zero_()
+    if out.dtype == torch.float32 and has_kernels(out.device):
+        from skiprec.row_kernels import over_rows, sum_rows
+
+        over_rows(sum_rows, len(groups.rows), groups.rows, groups.order, groups.edges, touched.gradients, out)
+        return out
+    # Added, not copied: on a CUDA device padding is named again and again, with zeros.
+    return out.index_add_(0, groups.rows, sums(groups, touched.gradients))
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the compiled loops of `row_kernels` serve float32 on this device; torch's operations do elsewhere."""
+    return device.type == "cpu"

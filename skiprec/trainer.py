@@ -18,7 +18,7 @@ from skiprec.evaluation import Evaluator, ModelScorer
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.optimizer import DeferredAdam
 from skiprec.randomness import derive_seed
-from skiprec.touched_rows import Buffers, table_gradient
+from skiprec.touched_rows import Buffers, dense_gradient, group_ids, sparse_gradient, squared_norm
 from skiprec.tracking import NullTracker, Tracker
 from skiprec.training_loss import LossConfig, training_loss
 
@@ -134,6 +134,7 @@ class Trainer:
         self.defers = config.weight_decay == 0 and touched_share(config, dataset) < DEFERRED_BELOW
         self.optimizers = make_optimizers(self.model, config, defers=self.defers)
         self.buffers = Buffers(config.model.dim, self.model.items.weight.dtype, self.device)
+        self.dense_gradient = None if self.defers else torch.empty_like(self.model.items.weight)
         self.epoch = 0
         self.best_epoch = 0
         self.best_value = -1.0
@@ -172,11 +173,16 @@ class Trainer:
         parts = training_loss(self.model, batch, self.config.loss, draw, self.read, self.buffers)
         self.model.zero_grad(set_to_none=True)
         parts.loss.backward()
-        parts.touched.gather_leading()
-        table.grad, square = table_gradient(parts.touched, table.shape, self.buffers, sparse=self.defers)
-        clip_gradients(self.model, square, self.config.max_grad_norm)
-        for optimizer in self.optimizers.values():
-            optimizer.step()
+        touched = parts.touched
+        touched.gather_leading()
+        groups = group_ids(touched.ids)
+        if self.defers:
+            table.grad = sparse_gradient(touched, table.shape)
+        else:
+            table.grad = dense_gradient(touched, groups, self.dense_gradient)
+        clip_gradients(self.model, squared_norm(groups, touched.gradients), self.config.max_grad_norm)
+        for name, optimizer in self.optimizers.items():
+            optimizer.step(**({"groups": groups} if name == "table" else {}))
         return torch.stack([parts.loss, parts.nll, parts.nce]).detach()  # no .item(): it would wait for the GPU
 
     def read(self, ids: Int[Tensor, " N"], out: Float[Tensor, "N D"]) -> None:

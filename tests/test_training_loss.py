@@ -19,7 +19,7 @@ from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.negatives import next_item_negatives, skipped_items
 from skiprec.randomness import generator
 from skiprec.sampled_softmax import SampledSoftmax
-from skiprec.touched_rows import Buffers, table_gradient
+from skiprec.touched_rows import Buffers, dense_gradient, group_ids, sparse_gradient, squared_norm
 from skiprec.training_loss import LossConfig, LossParts, next_item_targets
 from skiprec.training_loss import contrastive_loss as contrastive_loss_of_rows
 from skiprec.training_loss import training_loss as training_loss_of_rows
@@ -524,8 +524,12 @@ def test_a_steps_gradients_are_those_of_autograd_over_the_whole_table(
     parts = training_loss(model, batch, config, (1, 2, 3))
     parts.loss.backward()
     parts.touched.gather_leading()
-    buffers = Buffers(8, torch.float64, torch.device("cpu"))
-    gradient, square = table_gradient(parts.touched, model.items.weight.shape, buffers, sparse=sparse)
+    groups = group_ids(parts.touched.ids)
+    if sparse:
+        gradient = sparse_gradient(parts.touched, model.items.weight.shape)
+    else:
+        gradient = dense_gradient(parts.touched, groups, torch.full_like(model.items.weight, 7))
+    square = squared_norm(groups, parts.touched.gradients)
     assert parts.loss.item() == pytest.approx(expected.item(), abs=1e-12)
     table = plain.items.weight.grad
     table[0] = 0  # the targets' and the negatives' padding
