@@ -47,3 +47,18 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def use_huge_pages(memory: torch.Tensor) -> torch.Tensor:
+    """Ask Linux for large pages under a large tensor, and return it.
+
+    Rows are read and written at random places; with pages of 4 KiB a quarter of that time goes into finding them. Only
+    advice: where it is not taken, or there is no Linux, everything works as before.
+    """
+    page = 1 << 21
+    start = -(-memory.data_ptr() // page) * page
+    size = (memory.data_ptr() + memory.nbytes - start) // page * page
+    if memory.device.type == "cpu" and platform.system() == "Linux" and size > 0:
+        madv_hugepage = 14  # of mman.h
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), madv_hugepage)
+    return memory

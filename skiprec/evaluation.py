@@ -17,6 +17,7 @@ from skiprec.metrics import hit_rate, mrr, ndcg, target_rank
 from skiprec.model import SequenceEncoder
 from skiprec.randomness import counter_bits, derive_seed
 from skiprec.schema import PADDING
+from skiprec.touched_rows import has_kernels
 
 # B sessions at a time, S sessions in all, T positions, C candidates a session, R items in the catalogue and padding.
 
@@ -48,8 +49,17 @@ class ModelScorer:
         self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], candidates: Int[Tensor, "B C"]
     ) -> Float[Tensor, "B C"]:
         """Scores of a few items for each session."""
-        predicted = self.model.next_item(items, lengths)
-        return torch.einsum("bd,bcd->bc", predicted, self.model.items(candidates))
+        predicted, table = self.model.next_item(items, lengths), self.model.items.weight.detach()
+        if table.dtype != torch.float32 or not has_kernels(table.device):
+            return torch.einsum("bd,bcd->bc", predicted, table[candidates])
+        from skiprec.row_kernels import over_rows, score_rows
+
+        scores = predicted.new_empty(candidates.shape)
+        # A row may lie beside its moments; the kernel takes what is contiguous.
+        R, D = table.shape
+        storage = table.as_strided((R, table.stride(0) // D, D), (table.stride(0), D, 1))
+        over_rows(score_rows, len(scores), storage, candidates.int(), predicted, scores, worth_a_thread=16)
+        return scores
 
     def catalogue_scores(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B R"]:
         """Scores of every item for each session."""
@@ -119,12 +129,18 @@ class Evaluator:
         dataset: Whose held-out items.
         split: "val" or "test".
         device: Where scorers run.
+        n_candidates: Sampled ones a target.
     """
 
-    def __init__(self, dataset: Dataset, split: str, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, dataset: Dataset, split: str, device: torch.device | str = "cpu", *, n_candidates: int = N_CANDIDATES
+    ) -> None:
         self.split = split
         self.questions: HeldOut = held_out(dataset, split).to(device)
-        self.candidates = draw_candidates(dataset, split).to(device)
+        candidates = draw_candidates(dataset, split, n_candidates).to(device)
+        self.is_candidate = candidates != PADDING
+        # Column 0 is the target: it is scored with the others.
+        self.asked = torch.cat([self.questions.targets[:, None].int(), candidates], dim=1)
 
     def sampled(self, scorer: Scorer) -> dict[str, float]:
         """Metrics of each target against its sampled candidates, and val/nll in nats.
@@ -134,12 +150,10 @@ class Evaluator:
         """
         ranks, losses = [], []
         for rows in self._blocks():
-            candidates = self.candidates[rows].long()
-            with_target = torch.cat([self.questions.targets[rows, None], candidates], dim=1)
-            scores = scorer.candidate_scores(*self._inputs(rows), with_target)
-            scores[:, 1:].masked_fill_(candidates == PADDING, -torch.inf)
+            scores = scorer.candidate_scores(*self._inputs(rows), self.asked[rows].long())
+            scores[:, 1:].masked_fill_(~self.is_candidate[rows], -torch.inf)
             ranks.append(self._rank(scores[:, 0], scores[:, 1:]))
-            losses.append(scores.double().logsumexp(1) - scores[:, 0].double())
+            losses.append((scores.logsumexp(1) - scores[:, 0]).double())
         return self._metrics(torch.cat(ranks)) | {f"{self.split}/nll": torch.cat(losses).mean().item()}
 
     def full(self, scorer: Scorer) -> dict[str, float]:
@@ -163,8 +177,7 @@ class Evaluator:
         return full | self._metrics(torch.cat(new_ranks), "full_new_", is_new)
 
     def _blocks(self) -> Iterator[slice]:
-        for start in range(0, len(self.questions.targets), SESSIONS_AT_A_TIME):
-            yield slice(start, start + SESSIONS_AT_A_TIME)
+        return slices(len(self.questions.targets), SESSIONS_AT_A_TIME)
 
     def _inputs(self, rows: slice) -> tuple[Tensor, Tensor]:
         return self.questions.inputs.items[rows], self.questions.inputs.lengths[rows]
@@ -198,6 +211,12 @@ class Evaluator:
         if heard is not None and skipped is not None:
             metrics[f"{self.split}/{prefix}skip_gap"] = heard - skipped
         return metrics
+
+
+def slices(n: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size`, of n in all."""
+    for start in range(0, n, size):
+        yield slice(start, start + size)
 
 
 def rank_metrics(ranks: Float[Tensor, " B"]) -> Mapping[str, float]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from skiprec.device import use_huge_pages
 from skiprec.drift import Drift
 from skiprec.touched_rows import Groups, group_ids, has_kernels, sums
 
@@ -76,7 +77,8 @@ class DeferredAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def _take_over(self, table: Tensor, group: dict[str, Any]) -> None:
         # A row lies beside its moments: they are read and written together, and fetching costs more than arithmetic.
-        storage = torch.zeros(len(table), 3, table.shape[1], dtype=table.dtype, device=table.device)
+        storage = torch.empty(len(table), 3, table.shape[1], dtype=table.dtype, device=table.device)
+        use_huge_pages(storage).zero_()
         storage[:, 0] = table
         table.data = storage[:, 0]
         state = self.state[table]

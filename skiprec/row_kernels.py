@@ -14,11 +14,45 @@ import numba
 import numpy as np
 import torch
 from jaxtyping import Float32, Int32, Int64
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 # R rows of a table, D width, n rows at a time, S slots, N gradients.
 
 ROWS_WORTH_A_THREAD = 2048
 """Fewer rows are done by one thread: waking another would take longer."""
+AHEAD = 4
+"""How many rows before it is worked on a row is asked for: each is at a random place, and slow to come."""
+LINE_BYTES = 64
+"""Of a cache."""
+
+
+@intrinsic
+def prefetch(context: Any, array: Any, row: Any, byte: Any) -> tuple[Any, Any]:
+    """Compiled code alone: ask for the cache line at a byte of array[row], and do not wait for it."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        read, keep, data = (ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))
+        struct = target.make_array(signature.args[0])(target, builder, arguments[0])
+        stride = cgutils.unpack_tuple(builder, struct.strides)[0]
+        address = builder.gep(
+            builder.bitcast(struct.data, cgutils.voidptr_t),
+            [builder.add(builder.mul(arguments[1], stride), arguments[2])],
+        )
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, *(number.type for number in (read, keep, data))])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, read, keep, data])
+        return target.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64), generate
+
+
+@numba.njit
+def ask_for(array: Any, row: Any) -> None:
+    """Compiled code alone: ask for the whole of array[row]."""
+    for byte in range(0, array.strides[0], LINE_BYTES):
+        prefetch(array, row, byte)
 
 
 def compiled(function: Callable[..., None], **options: Any) -> Callable[..., None]:
@@ -43,6 +77,7 @@ def read_rows(
 ) -> None:
     """Rows start to stop of `DeferredAdam.read`."""
     for i in range(start, stop):
+        ask_for(storage, rows[min(i + AHEAD, stop - 1)])
         row, into = rows[i], out[i]
         weights, first, second = storage[row, 0], storage[row, 1], storage[row, 2]
         c = coefficients[slots[row]]
@@ -72,6 +107,9 @@ def update_rows(
     beta1, beta2, rest1, rest2, scale, shift = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
     summed = np.empty(gradients.shape[1], dtype=np.float32)
     for i in range(start, stop):
+        later = min(i + AHEAD, stop - 1)
+        ask_for(storage, rows[later])
+        ask_for(gradients, order[edges[later]])
         row, g = rows[i], gradients[order[edges[i]]]
         if edges[i + 1] - edges[i] > 1:
             summed[:] = g
@@ -146,6 +184,7 @@ def square_rows(
     """Rows start to stop of `touched_rows.squared_norm`."""
     summed = np.empty(gradients.shape[1], dtype=np.float32)
     for i in range(start, stop):
+        ask_for(gradients, order[edges[min(i + AHEAD, stop - 1)]])
         total = gradients[order[edges[i]]]
         if edges[i + 1] - edges[i] > 1:
             summed[:] = total
@@ -160,13 +199,36 @@ def square_rows(
         squares[i] = square
 
 
-def over_rows(kernel: Callable[..., None], n: int, *arguments: Any) -> None:
+# A product is summed in any order, as above.
+@functools.partial(compiled, fastmath={"reassoc", "contract"})
+def score_rows(
+    storage: Float32[np.ndarray, "R slices D"],
+    items: Int32[np.ndarray, "B C"],
+    predicted: Float32[np.ndarray, "B D"],
+    out: Float32[np.ndarray, "B C"],
+    start: int,
+    stop: int,
+) -> None:
+    """Sessions start to stop of `evaluation.ModelScorer.candidate_scores`; a row's first slice is its embedding."""
+    for b in range(start, stop):
+        query = predicted[b]
+        for c in range(items.shape[1]):
+            for byte in range(0, 4 * query.size, LINE_BYTES):
+                prefetch(storage, items[b, min(c + AHEAD, items.shape[1] - 1)], byte)
+            row = storage[items[b, c], 0]
+            score = np.float32(0)
+            for d in range(query.size):
+                score += query[d] * row[d]
+            out[b, c] = score
+
+
+def over_rows(kernel: Callable[..., None], n: int, *arguments: Any, worth_a_thread: int = ROWS_WORTH_A_THREAD) -> None:
     """Call a kernel for rows 0 to n, split among as many threads as torch uses. Each row is one thread's.
 
     So no sum depends on how many there are.
     """
     arguments = tuple(a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments)
-    threads = min(torch.get_num_threads(), 1 + n // ROWS_WORTH_A_THREAD)
+    threads = min(torch.get_num_threads(), 1 + n // worth_a_thread)
     edges = [n * part // threads for part in range(threads + 1)]
     others = [pool(threads).submit(kernel, *arguments, *edges[part : part + 2]) for part in range(1, threads)]
     kernel(*arguments, *edges[:2])

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from skiprec.device import use_huge_pages
 from skiprec.schema import PADDING
 
 # R rows of the table, D width, N ids of a step (repeats among them), n distinct ones.
@@ -60,7 +61,7 @@ class Buffers:
         """
         ids = torch.cat([*(items.flatten() for items in leading), others.flatten()])
         if len(ids) > self.pair.shape[1]:
-            self.pair = self.pair.new_empty(2, len(ids), self.pair.shape[2])
+            self.pair = use_huge_pages(self.pair.new_empty(2, len(ids), self.pair.shape[2]))
         values, gradients = self.pair[:, : len(ids)]
         read(ids, values)
         n_leading = len(ids) - others.numel()

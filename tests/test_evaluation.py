@@ -92,11 +92,11 @@ def slow_metrics(dataset, split: str, scorer: TableScorer, candidates: torch.Ten
 @pytest.mark.parametrize("n_candidates", [5, 1000])
 def test_every_metric_of_every_group_is_the_slow_one(some, split, n_candidates):
     """With 1000 candidates asked for there are fewer, so rows end in padding; with 5 there are enough."""
-    evaluator = Evaluator(some, split)
-    evaluator.candidates = draw_candidates(some, split, n_candidates)
+    evaluator = Evaluator(some, split, n_candidates=n_candidates)
+    candidates = draw_candidates(some, split, n_candidates)
     scorer = TableScorer(N_ITEMS)
     metrics = evaluator.sampled(scorer) | evaluator.full(scorer)
-    assert metrics == pytest.approx(slow_metrics(some, split, scorer, evaluator.candidates), abs=1e-6)
+    assert metrics == pytest.approx(slow_metrics(some, split, scorer, candidates), abs=1e-6)
 
 
 def test_by_hand():
@@ -146,8 +146,7 @@ def test_groups_add_up(some):
 @pytest.mark.parametrize("n_candidates", [45, 1000])
 @pytest.mark.parametrize("score", [0.0, -3.5])
 def test_scoring_everything_alike_gets_no_hits(some, n_candidates, score):
-    evaluator = Evaluator(some, "val")
-    evaluator.candidates = draw_candidates(some, "val", n_candidates)
+    evaluator = Evaluator(some, "val", n_candidates=n_candidates)
     metrics = evaluator.sampled(Constant(N_ITEMS, score)) | evaluator.full(Constant(N_ITEMS, score))
     hits = {name: value for name, value in metrics.items() if "hr_at" in name or "ndcg" in name}
     assert hits
