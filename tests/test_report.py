@@ -13,7 +13,8 @@ from skiprec.config import from_flat, read_toml
 from skiprec.errors import OutputError, StudyError
 from study import report
 from study.analysis import analyse, rate
-from study.report import Table, duration, markdown_environment, markdown_table, markdown_text, write_report
+from study.estimate import duration
+from study.report import Table, markdown_environment, markdown_table, markdown_text, write_report
 
 FIGURES = ("table1", "parallel_coordinates", "slices", "importance", "learning_curves", "cost")
 
