@@ -227,7 +227,9 @@ def start_and_wait_for_an_epoch(folder, data):
 
 def weights(folder):
     """Each cell's weights."""
-    return {t.user_attrs["cell"]: t.user_attrs["result"]["weights"] for t in open_study(folder)[1] if t.value is not None}
+    return {
+        t.user_attrs["cell"]: t.user_attrs["result"]["weights"] for t in open_study(folder)[1] if t.value is not None
+    }
 
 
 @pytest.fixture(scope="module")
