@@ -5,8 +5,10 @@ and, when the run is done, metrics.json (the chosen epoch) and run.json (digests
 """
 
 import dataclasses
+import functools
 import json
 import platform
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -68,6 +70,8 @@ class Run:
         self.folder = folder
         self.tracker = tracker or NullTracker()
         self.history: list[EpochResult] = []
+        self.save_seconds = 0.0
+        """Wall-clock time of putting epochs' ends on disk, since this process took the run up."""
         self.trainer = Trainer(
             dataset,
             config,
@@ -95,6 +99,7 @@ class Run:
         for past in self.history:
             self.tracker.log_metrics(past.metrics, epoch=past.epoch)
         for result in self.trainer.epochs():
+            start = time.perf_counter()
             self.history.append(result)
             tensors, values = self.trainer.state()
             if result.is_best:
@@ -104,6 +109,7 @@ class Run:
             # History before the resume point: if it is too long it is cut later, a gap could not be mended.
             write_file(self.folder / HISTORY, "".join(json.dumps(dataclasses.asdict(r)) + "\n" for r in self.history))
             save_checkpoint(self.folder / RESUME, tensors, self.about | values)
+            self.save_seconds += time.perf_counter() - start
             yield result
 
     def finish(self) -> dict[str, float]:
@@ -115,7 +121,9 @@ class Run:
         tensors, _ = load_checkpoint(self.folder / BEST, dataset_digest=self.dataset.digest)
         self.trainer.model.load_state_dict(tensors)
         chosen = next(r for r in self.history if r.epoch == self.trainer.best_epoch)
+        start = time.perf_counter()
         full = self.trainer.validate_full()
+        full_eval_seconds = time.perf_counter() - start
         # Trackers show a metric's last value; lists of runs are to be sorted by the chosen epoch's.
         best = {"val/best_hr_at_10": chosen.metrics[SELECTED_BY]}
         self.tracker.log_metrics(full | best, epoch=chosen.epoch)
@@ -128,6 +136,9 @@ class Run:
             "chosen_epoch": chosen.epoch,
             "train_seconds": sum(r.train_seconds for r in self.history),
             "eval_seconds": sum(r.eval_seconds for r in self.history),
+            # Apart: the first is once a run, not once an epoch; the second of this process's epochs alone.
+            "full_eval_seconds": full_eval_seconds,
+            "save_seconds": self.save_seconds,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "environment": environment(self.trainer.device),
         }
@@ -170,6 +181,7 @@ def read_history(path: Path, n_epochs: int) -> list[EpochResult]:
     return history
 
 
+@functools.cache  # the versions are read from files, which takes longer than a small epoch
 def environment(device: torch.device) -> dict[str, str]:
     """Versions and machine, as a run's record names them."""
     packages = ("torch", "numpy", "pandas", "pyarrow", "safetensors")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 import torch
@@ -24,6 +25,17 @@ from study.space import Recipe, configuration, experiment, suggest
 from study.storage import DATABASE_ERRORS
 from study.tracking import MLflowTracker
 
+RECORDED = (
+    "weights",
+    "chosen_epoch",
+    "epochs",
+    "train_seconds",
+    "eval_seconds",
+    "full_eval_seconds",
+    "save_seconds",
+)
+"""What the trial keeps of its run's record."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
@@ -37,6 +49,8 @@ class Workplace:
     client: MlflowClient
     exclusively: AbstractContextManager[object]
     """Held while a cell is claimed, and while its point is chosen."""
+    about: dict[str, Any]
+    """What the study says of itself, read once: it lists every cell."""
     resume: Path
     """The folder of the unfinished trials' folders."""
     tags: dict[str, str]
@@ -99,16 +113,16 @@ def train(place: Workplace, trial: optuna.Trial, config: TrainConfig, tracker: M
         show_progress=False,
         should_stop=place.should_stop,
     )
-    trial.set_user_attr("resumed_from", run.resumed_from)
+    if run.resumed_from:
+        trial.set_user_attr("resumed_from", run.resumed_from)
     for past in run.history:
         trial.report(past.metrics[SELECTED_BY], past.epoch)
     for result in run.epochs():
         trial.report(result.metrics[SELECTED_BY], result.epoch)
     metrics = run.finish()
     record = read_record(folder)
-    for name in ("weights", "chosen_epoch", "epochs", "train_seconds", "eval_seconds"):
-        trial.set_user_attr(name, record[name])
-    trial.set_user_attr("metrics", metrics)
+    # In one: each attribute is a transaction.
+    trial.set_user_attr("result", {name: record[name] for name in RECORDED} | {"metrics": metrics})
     return metrics[SELECTED_BY]
 
 
@@ -120,10 +134,8 @@ def choose(place: Workplace, trial: optuna.Trial) -> TrainConfig:
     attrs = trial.user_attrs
     with place.exclusively:
         params = suggest(place.recipe, attrs["arm"], trial)
-        config = configuration(
-            place.recipe, attrs["arm"], params, seed=attrs["seed"], threads=place.study.user_attrs["threads"]
-        )
-        if not attrs["has_point"]:
+        config = configuration(place.recipe, attrs["arm"], params, seed=attrs["seed"], threads=place.about["threads"])
+        if not attrs.get("proposed"):
             used = {
                 t.user_attrs["seed"]
                 for t in place.study.get_trials(deepcopy=False)
@@ -131,10 +143,15 @@ def choose(place: Workplace, trial: optuna.Trial) -> TrainConfig:
             }
             while config.seed in used:
                 config = dataclasses.replace(config, seed=config.seed + SEED_STEP)
-        trial.set_user_attr("cell_id", cell_id(config, place.dataset.digest))
-        trial.set_user_attr("seed", config.seed)
-        trial.set_user_attr("proposed", params)
-        trial.set_user_attr("config", flatten(config))
+        settled = {
+            "cell_id": cell_id(config, place.dataset.digest),
+            "seed": config.seed,
+            "proposed": params,  # after its seed: with a point, a retry takes both from here
+            "config": flatten(config),
+        }
+        for name, value in settled.items():
+            if attrs.get(name) != value:  # each is a transaction, so what the queue said already is not said again
+                trial.set_user_attr(name, value)
     return config
 
 
@@ -149,8 +166,8 @@ def open_run(place: Workplace, trial: optuna.Trial, config: TrainConfig) -> MLfl
     attrs = trial.user_attrs
     tracker = MLflowTracker(
         place.client,
-        place.study.user_attrs["experiment_id"],
-        place.study.user_attrs["parent_run"],
+        place.about["experiment_id"],
+        place.about["parent_run"],
         place.dataset,
         name=f"{attrs['arm']} #{trial.number}",
         tags=place.tags

@@ -35,6 +35,7 @@ from study.analysis import (
     rate,
     varying,
 )
+from study.estimate import compared, duration
 
 DPI = 150
 BEST_SHOWN = 10
@@ -362,9 +363,16 @@ def origin(found: Analysis) -> Table:
         ("git commit", attrs["git_commit"] or "unknown"),
         ("threads a cell", str(attrs["threads"])),
         ("versions", ", ".join(f"{name} {version}" for name, version in attrs["versions"].items())),
+        *([("time", time_taken(found))] if found.seconds_taken is not None else []),
         ("best trial", f"{found.best.trial}, MLflow run {found.best.run_id}, weights {found.best.weights[:16]}"),
     ]
     return Table(("", ""), tuple(rows), text_columns=2)
+
+
+def time_taken(found: Analysis) -> str:
+    """What a finished study took, and what was estimated after its first cells."""
+    first = found.attrs.get("first_estimate")
+    return compared(first, found.seconds_taken) if first else duration(found.seconds_taken)
 
 
 def settings_text(cell: DoneCell, found: Analysis, *, in_row: bool = False) -> str:
@@ -384,13 +392,6 @@ def settings_line(settings: dict[str, Any]) -> str:
 def setting(value: Any) -> str:
     """A setting's value, short; best.toml has every digit."""
     return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """`48 s`, `12 min`, `3.4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 # Pictures
@@ -433,6 +434,8 @@ def summary(found: Analysis) -> dict[str, Any]:
         "split": "val",
         "finished": found.counts.is_finished,
         "created": attrs["created"],
+        "seconds_taken": found.seconds_taken,
+        "first_estimate": attrs.get("first_estimate"),
         "recipe": attrs["recipe"]["name"],
         "git_commit": attrs["git_commit"],
         "versions": attrs["versions"],

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING
 import filelock
 import optuna
 from optuna.trial import TrialState
-from tqdm import tqdm
 
 from skiprec.baselines import evaluate_baselines
 from skiprec.dataset import Dataset, load_dataset
@@ -27,17 +25,17 @@ from skiprec.errors import OutputError, StudyError
 from skiprec.evaluation import Evaluator
 from skiprec.files import writing_to
 from skiprec.run import environment
-from study.cells import Cell, Progress, plan, progress, refill
-from study.space import Recipe, load_recipe
+from study.cells import Cell, Progress, is_abandoned, plan, planned_cells, refill, stage_of
+from study.space import Recipe, differences, load_recipe
 from study.storage import Places, database_errors, open_storage, open_study, places
 from study.storage import make_schema as make_study_schema
 from study.tracking import close_orphans, end_run, git_commit, log_dataset, open_experiment, open_tracker, reopen_run
 from study.tracking import make_schema as make_tracking_schema
+from study.watch import watch
 
 if TYPE_CHECKING:
     import pandas as pd
 
-POLL_SECONDS = 0.5
 MAX_ABANDONED = 3
 """How often a cell may be found left by a worker that died before that counts as a failure of the cell."""
 
@@ -97,7 +95,7 @@ def launch(
         storage: Optuna's database, as SQLAlchemy writes it.
         tracking_uri: MLflow's database or server.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        show_progress: A tqdm bar over cells, where the output is a terminal.
+        show_progress: A tqdm bar over cells; where the output is no terminal, a line when more of them are done.
 
     Returns:
         The study, finished.
@@ -121,6 +119,7 @@ def launch(
         try:
             take_over(where, study)
             refill(study, planned_cells(study), recipe.max_attempts)
+            study.set_user_attr("workers", workers)
             if not stage_of(study).is_finished:
                 refuse_full_disk(where, dataset, study, workers)
                 supervise(where, study, workers, device, show_progress)
@@ -165,7 +164,7 @@ def create(where: Places, name: str, recipe: Recipe, dataset: Dataset, workers: 
     attrs = study.user_attrs
     told = json.loads(json.dumps(dataclasses.asdict(recipe)))
     if "cells" in attrs:  # which is written last
-        differs = [f"{k} was {attrs['recipe'].get(k)}, now {v}" for k, v in told.items() if attrs["recipe"].get(k) != v]
+        differs = differences(attrs["recipe"], told)
         if attrs["dataset_digest"] != dataset.digest:
             differs.append(f"the dataset was {attrs['dataset_digest'][:8]}, now {dataset.digest[:8]}")
         if differs:
@@ -201,22 +200,6 @@ def create(where: Places, name: str, recipe: Recipe, dataset: Dataset, workers: 
     return study
 
 
-def planned_cells(study: optuna.Study) -> list[Cell]:
-    """The cells of a study, as they were planned when it was made.
-
-    Raises:
-        StudyError: If its making was stopped half-way.
-    """
-    if "cells" not in study.user_attrs:
-        raise StudyError(f"study {study.study_name} was not made whole; the `study run` that made it finishes that")
-    return [Cell(identity, **cell) for identity, cell in study.user_attrs["cells"].items()]
-
-
-def stage_of(study: optuna.Study) -> Progress:
-    """Where the cells of a study stand."""
-    return progress(study, planned_cells(study), study.user_attrs["recipe"]["max_attempts"])
-
-
 def take_over(where: Places, study: optuna.Study) -> None:
     """End what a killed run left open: with the study's lock held and no worker started, nobody is at work on it."""
     trials = study.get_trials(deepcopy=False)
@@ -224,7 +207,7 @@ def take_over(where: Places, study: optuna.Study) -> None:
         if trial.state == TrialState.RUNNING:
             # A worker's end is not its cell's fault, unless cells keep ending their workers (out of memory, say).
             same = [t for t in trials if t.user_attrs["cell"] == trial.user_attrs["cell"]]
-            if sum(t.user_attrs.get("abandoned", False) for t in same) < MAX_ABANDONED:
+            if sum(map(is_abandoned, same)) < MAX_ABANDONED:
                 study._storage.set_trial_user_attr(trial._trial_id, "interrupted", True)
             study._storage.set_trial_user_attr(trial._trial_id, "abandoned", True)
             study.tell(trial.number, state=TrialState.FAIL)
@@ -293,20 +276,3 @@ def supervise(where: Places, study: optuna.Study, workers: int, device: str, sho
             f"{stage.planned - stage.complete - stage.failed} of {stage.planned} cells are not done; "
             "run the same command again to go on"
         )
-
-
-def watch(study: optuna.Study, started: list[subprocess.Popen], show_progress: bool) -> None:
-    """Show a bar over the cells until every worker has ended."""
-    with tqdm(
-        total=len(planned_cells(study)), unit=" cells", desc=study.study_name, disable=None if show_progress else True
-    ) as bar:
-        while True:
-            is_over = all(process.poll() is not None for process in started)
-            stage = stage_of(study)
-            done = [t.value for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
-            bar.n = stage.complete + stage.failed
-            best = {"best": f"{max(done):.4f}"} if done else {}
-            bar.set_postfix(best | {"running": stage.running} | ({"failed": stage.failed} if stage.failed else {}))
-            if is_over:
-                return
-            time.sleep(POLL_SECONDS)

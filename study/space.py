@@ -183,6 +183,24 @@ def configuration(recipe: Recipe, arm: str, params: dict[str, Value], *, seed: i
     return from_flat(fixed | params | {"seed": seed, "threads": threads}, f"arm '{arm}'")
 
 
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], table: str = "") -> list[str]:
+    """What differs between two recipes as plain tables, key by key.
+
+    Args:
+        was: One.
+        now: The other.
+        table: The names of the tables that these are in, each with a dot after it.
+    """
+    found = []
+    for key in dict.fromkeys((*was, *now)):
+        before, after = was.get(key, "absent"), now.get(key, "absent")
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{table}{key}.")
+        elif before != after:
+            found.append(f"{table}{key} was {before}, now {after}")
+    return found
+
+
 ONLY_WITH_ALPHA = {"context", "temperature", "negative_scope", "anchors", "visible_positive"}
 ONLY_BIDIRECTIONAL = {"mask_rate", "mask_last_only", "visible_positive"}
 

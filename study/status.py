@@ -1,16 +1,19 @@
 """Where a study stands, as a few lines of text."""
 
+from datetime import datetime
+
 import optuna
 from optuna.trial import TrialState
 
-from study.cells import attempts, is_failure
-from study.run import stage_of
+from study.cells import attempts, is_failure, planned_cells, progress
+from study.estimate import compared, duration, seconds_at_work, seconds_left
 
 
 def describe(study: optuna.Study) -> str:
-    """Cells by state, the best so far with its settings, time left, and what failed."""
-    stage = stage_of(study)
+    """Cells by state, the best so far with its settings, time left or taken, and what failed."""
+    about, cells, now = study.user_attrs, planned_cells(study), datetime.now()
     trials = study.get_trials(deepcopy=False)
+    stage = progress(trials, cells, about["recipe"]["max_attempts"])
     lines = [
         f"study {study.study_name}: {stage.complete} of {stage.planned} cells complete, {stage.running} running, "
         f"{stage.waiting} waiting, {stage.failed} failed"
@@ -20,11 +23,13 @@ def describe(study: optuna.Study) -> str:
         best = max(complete, key=lambda t: t.value)
         settings = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in best.params.items())
         lines.append(f"best so far: val HR@10 {best.value:.4f}, {best.user_attrs['arm']}: {settings}")
-    left = stage.planned - stage.complete - stage.failed
-    if complete and left:
-        # The time that cells took by the clock of their trials, spread over those at work now (one, if none is).
-        seconds = sum((t.datetime_complete - t.datetime_start).total_seconds() for t in complete) / len(complete)
-        lines.append(f"time left: about {left * seconds / max(1, stage.running) / 60:.0f} min with as many at work")
+    workers = max(about.get("workers", 1), stage.running)
+    left = seconds_left(about["recipe"], cells, trials, workers=workers, now=now)
+    if left:
+        lines.append(f"time left: about {duration(left)} with {workers} at work")
+    if "first_estimate" in about and left is not None:
+        total = compared(about["first_estimate"], seconds_at_work(trials, now) + left)
+        lines.append(f"{'time in all: about' if left else 'time taken:'} {total}")
     for cell, tried in attempts(trials).items():
         failures = [t for t in tried if is_failure(t)]
         if failures and not any(t.state == TrialState.COMPLETE for t in tried):

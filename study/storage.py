@@ -160,7 +160,7 @@ def open_study(where: Places, name: str | None) -> optuna.Study:
             f"{where.storage}: there is no such database, so no study; `study run demo --data DIR` makes one"
         )
     storage = open_storage(where)
-    names = sorted(summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False))
+    names = sorted(optuna.get_all_study_names(storage))  # not their summaries, which read every trial of each
     if name is None and len(names) == 1:
         name = names[0]
     if name is None or name not in names:

@@ -11,7 +11,7 @@ from skiprec.device import settle
 from skiprec.errors import StudyError, TrainingStopped
 from skiprec.evaluation import Evaluator
 from skiprec.randomness import derive_seed
-from study.cells import claim
+from study.cells import Queue
 from study.objective import Workplace, attempt
 from study.space import Recipe
 from study.storage import Places, claim_lock, database_errors, open_study
@@ -74,12 +74,14 @@ def work(where: Places, name: str, device: str) -> None:
             device=chosen,
             client=open_tracker(where),
             exclusively=claim_lock(where, name),
+            about=attrs,
             resume=where.resume(name),
             tags={"study": name, "dataset_digest": dataset.digest, "git_commit": git_commit()},
             should_stop=should_stop,
         )
+        queue = Queue(study, place.exclusively)
         while not should_stop():
-            trial = claim(study, place.exclusively)
+            trial = queue.claim()
             if trial is None:
                 return
             study.sampler = sampler(recipe, trial.number)

@@ -1,5 +1,7 @@
 """Studies as workers leave them, without training anything: numbers that a test can work out by hand."""
 
+from datetime import datetime, timedelta
+
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
@@ -11,6 +13,8 @@ BASELINES = {"random": 0.01, "most popular": 0.26, "session-popular": 0.39}
 RATES = [0.0005, 0.001, 0.005]
 LISTS = {"alpha": [0.25, 0.5, 1.0], "beta": [0.25, 0.5, 1.0], "learning_rate": RATES}
 SESSIONS = 2500
+START = datetime(2026, 11, 21, 14, 0)
+"""When the studies' first attempts start."""
 
 
 def metrics_at(value, **changes):
@@ -64,37 +68,48 @@ class FakeStudy:
         self._plan()
 
     def add(self, value=None, *, arm="S+ item", cell=None, attempt=1, seed=1, fixed=None, error=None, interrupted=False,
-            state=None, metrics=None, **params):  # fmt: skip
+            state=None, metrics=None, at=0.0, seconds=50.0, curve=None, resumed_from=0, abandoned=False,
+            **params):  # fmt: skip
         """One attempt: COMPLETE with a value, FAIL with an error or interrupted, else in the state named.
 
         Args:
             value: val/hr_at_10 of the chosen epoch.
             fixed: Settings that the arm fixes.
+            at: Seconds after START at which it started.
+            seconds: That it took, unless it is running.
+            curve: What it reported by epoch; four epochs, the third the best, where it has a value.
+            abandoned: Whether its worker died.
+            resumed_from: Epochs that it was given by an earlier attempt.
             params: Settings that vary in the arm.
         """
         fixed = {"context": "item", "beta": 0.5} | (fixed or {})
         config = flatten(from_flat(fixed | params | {"seed": seed}))
         cell = cell or f"{arm}/{len(self.cells)}"
         attrs = {"cell": cell, "arm": arm, "attempt": attempt, "seed": seed, "config": config}
-        curve = {}
+        attrs |= {"resumed_from": resumed_from} if resumed_from else {}
+        attrs |= {"abandoned": True} if abandoned else {}
         if value is not None:
             state = TrialState.COMPLETE
-            curve = {1: 0.5 * value, 2: 0.9 * value, 3: value, 4: 0.97 * value}
-            attrs |= {"metrics": metrics or metrics_at(value), "chosen_epoch": 3, "epochs": 4, "train_seconds": 40.0}
-            attrs |= {"eval_seconds": 8.0, "weights": "cd" * 32, "run_id": f"run{len(self.study.trials)}"}
+            curve = curve or {1: 0.5 * value, 2: 0.9 * value, 3: value, 4: 0.97 * value}
+            result = {"metrics": metrics or metrics_at(value), "chosen_epoch": 3, "epochs": len(curve)}
+            result |= {"train_seconds": 40.0, "eval_seconds": 8.0, "full_eval_seconds": 1.0, "save_seconds": 0.5}
+            attrs |= {"run_id": f"run{len(self.study.trials)}", "result": result | {"weights": "cd" * 32}}
         elif state is None:
             state = TrialState.FAIL
             attrs |= {"interrupted": True} if interrupted else {}
             attrs |= {"error": error} if error else {}
         spaces = {name: space(name, value) for name, value in params.items()}
-        about = {"user_attrs": attrs, "intermediate_values": curve}
-        self.study.add_trial(create_trial(state=state, value=value, params=params, distributions=spaces, **about))
-        self.cells[cell] = {"arm": arm}
+        about = {"user_attrs": attrs, "intermediate_values": curve or {}}
+        trial = create_trial(state=state, value=value, params=params, distributions=spaces, **about)
+        trial.datetime_start = None if state == TrialState.WAITING else START + timedelta(seconds=at)
+        trial.datetime_complete = START + timedelta(seconds=at + seconds) if state.is_finished() else None
+        self.study.add_trial(trial)
+        self.cells[cell] = {"arm": arm, "seed": seed, "params": {}}
         self._plan()
         return cell
 
     def _plan(self):
-        more = {f"later {i}": {"arm": "S-"} for i in range(self.planned - len(self.cells))}
+        more = {f"later {i}": {"arm": "S-", "seed": 1, "params": {}} for i in range(self.planned - len(self.cells))}
         self.study.set_user_attr("cells", self.cells | more)
 
 

@@ -1,5 +1,6 @@
 """What a study's trials show, on studies made by hand whose answers can be worked out."""
 
+import copy
 from math import sqrt
 
 import pytest
@@ -7,7 +8,7 @@ from fake_study import AWKWARD, SESSIONS, FakeStudy, metrics_at, mixed_study
 from optuna.trial import TrialState
 
 from skiprec.errors import StudyError
-from study.analysis import PAPER_TEST, analyse, margin, points, rate
+from study.analysis import PAPER_TEST, analyse, done_cells, margin, points, rate, trials_table
 
 
 def two_cells(minus, plus, **changes):
@@ -303,3 +304,26 @@ def test_rates_and_differences_read_as_the_papers():
     """No leading zero; a dash for what there is not; points with their sign."""
     assert [rate(x) for x in (0.47123, 1.0, -0.05, None, float("nan"))] == [".4712", "1.0000", "-.0500", "-", "-"]
     assert (points(0.0123), points(-0.004)) == ("+1.2", "-0.4")
+
+
+def test_a_result_kept_as_single_attributes_is_read_alike():
+    """As studies made before results were kept in one have it."""
+    fake = FakeStudy()
+    fake.add(0.44, alpha=0.5, learning_rate=0.001)
+    (new,) = fake.study.get_trials()
+    old = copy.deepcopy(new)
+    old.user_attrs |= old.user_attrs.pop("result")
+    assert "result" not in old.user_attrs
+    assert done_cells([old]) == done_cells([new])
+    assert trials_table([old]).equals(trials_table([new]))
+
+
+def test_only_a_finished_study_has_taken_its_time():
+    """Two cells of 50 s, of which 20 s are of both; while a third is planned it is not over."""
+    fake = FakeStudy()
+    fake.add(0.44, alpha=0.5, learning_rate=0.001)
+    fake.add(0.45, at=30.0, alpha=1.0, learning_rate=0.001)
+    assert analyse(fake.study).seconds_taken == 80.0
+    fake.planned = 3
+    fake.add(0.45, cell="S+ item/1", alpha=1.0, learning_rate=0.001)
+    assert analyse(fake.study).seconds_taken is None

@@ -13,7 +13,8 @@ from skiprec.config import from_flat, read_toml
 from skiprec.errors import OutputError, StudyError
 from study import report
 from study.analysis import analyse, rate
-from study.report import Table, duration, markdown_environment, markdown_table, markdown_text, write_report
+from study.estimate import duration
+from study.report import Table, markdown_environment, markdown_table, markdown_text, write_report
 
 FIGURES = ("table1", "parallel_coordinates", "slices", "importance", "learning_curves", "cost")
 
@@ -264,3 +265,16 @@ def test_the_median_of_an_even_number_of_cells_lies_between_the_middle_two():
         assert shown[3] == (rate(float(np.median(own))) if own else "-")
     assert report.cost(found).rows[-1][3] == rate(float(np.median(values)))
     assert any(len(arm.cells) % 2 == 0 and len(arm.cells) for arm in found.arms)
+
+
+def test_a_finished_study_says_what_it_took_and_what_was_estimated(tmp_path):
+    """One cell of 50 s, where 40 were estimated."""
+    fake = FakeStudy()
+    fake.add(0.44, alpha=0.5, learning_rate=0.001)
+    write_report(fake.study, tmp_path / "plain")
+    assert "| time | 50 s |" in (tmp_path / "plain" / "report.md").read_text()
+    fake.study.set_user_attr("first_estimate", {"cells": 2, "seconds": 40.0})
+    write_report(fake.study, tmp_path / "compared")
+    assert "| time | 50 s; estimated after 2 cells: 40 s (+25%) |" in (tmp_path / "compared" / "report.md").read_text()
+    summary = json.loads((tmp_path / "compared" / "summary.json").read_text())
+    assert (summary["seconds_taken"], summary["first_estimate"]["seconds"]) == (50.0, 40.0)

@@ -97,7 +97,8 @@ def test_the_folder_holds_the_run(dataset, whole):
     tensors, about = load_checkpoint(whole / BEST, dataset_digest=dataset.digest)
     assert record["weights"] == weights_digest(tensors)
     assert about["epoch"] == metrics["epoch"]
-    assert record["train_seconds"] > 0
+    for name in ("train_seconds", "eval_seconds", "full_eval_seconds", "save_seconds"):
+        assert record[name] > 0, name
     assert record["environment"]["device"] == "cpu"
 
 

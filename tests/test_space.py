@@ -8,7 +8,7 @@ import pytest
 from skiprec.config import flatten
 from skiprec.errors import ConfigError
 from study.cells import SEED_STEP, plan
-from study.space import Recipe, choices, configuration, experiment, grid, load_recipe, suggest
+from study.space import Recipe, choices, configuration, differences, experiment, grid, load_recipe, suggest
 
 SMALL = """
 name = "small"
@@ -198,3 +198,16 @@ def test_derived_seeds_do_not_meet_the_recipes_own():
     same = [c.seed for c in cells if c.arm == "b" or c.params["alpha"] == 0.25]
     assert len(set(same)) == len(same) == 4
     assert len({c.id for c in cells}) == 6
+
+
+def test_what_differs_between_two_recipes_is_said_key_by_key():
+    """Within tables too; what is in one alone is absent from the other; what is equal is not said."""
+    was = {"name": "a", "seeds": [1], "settings": {"dim": 64, "beta": 0.5}, "arms": {"S-": {"alpha": 0.0}}}
+    now = {"name": "a", "seeds": [1, 2], "settings": {"dim": 32, "beta": 0.5}, "arms": {"S-": {"alpha": 0.0}, "S+": {}}}
+    assert differences(was, now) == [
+        "seeds was [1], now [1, 2]",
+        "settings.dim was 64, now 32",
+        "arms.S+ was absent, now {}",
+    ]
+    assert differences(now, was)[-1] == "arms.S+ was {}, now absent"
+    assert differences(now, now) == []

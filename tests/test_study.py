@@ -102,7 +102,7 @@ def assert_whole(folder, planned):
     assert collections.Counter(r.data.tags["cell"] for r, _ in whole) == complete
     for r, history in whole:
         trial = next(t for t in trials if t.user_attrs["run_id"] == r.info.run_id)
-        assert [m.step for m in history] == list(range(1, trial.user_attrs["epochs"] + 1))
+        assert [m.step for m in history] == list(range(1, trial.user_attrs["result"]["epochs"] + 1))
         assert trial.intermediate_values == {m.step: m.value for m in history}
 
 
@@ -174,7 +174,7 @@ def test_the_best_configuration_trains_to_the_same_numbers_elsewhere(finished, d
     assert done.returncode == 0, done.stderr
     best = handle.study.best_trial
     record = json.loads((tmp_path / "again" / "run.json").read_text())
-    assert record["weights"] == best.user_attrs["weights"]
+    assert record["weights"] == best.user_attrs["result"]["weights"]
     client = MlflowClient(tracking_uri=handle.where.tracking_uri)
     for line in map(json.loads, (tmp_path / "again" / "history.jsonl").read_text().splitlines()):
         for name, value in line["metrics"].items():
@@ -183,10 +183,11 @@ def test_the_best_configuration_trains_to_the_same_numbers_elsewhere(finished, d
 
 
 def test_a_changed_recipe_is_refused_with_what_differs(finished, data, tmp_path):
-    """The same name is the same study."""
+    """The same name is the same study; what differs is one key, and that alone is said."""
     folder, handle = finished
     (tmp_path / "tiny.toml").write_text(RECIPE.replace("0.01]", "0.02]"))
-    with pytest.raises(StudyError, match=r"was made differently: settings was .*0\.01.*now .*0\.02.*another --name"):
+    differs = r"was made differently: settings.learning_rate was \[0.001, 0.01\], now \[0.001, 0.02\]. Give this one"
+    with pytest.raises(StudyError, match=differs):
         launch(str(tmp_path / "tiny.toml"), data, name=handle.name, mlruns=folder / "mlruns", show_progress=False)
 
 
@@ -226,7 +227,9 @@ def start_and_wait_for_an_epoch(folder, data):
 
 def weights(folder):
     """Each cell's weights."""
-    return {t.user_attrs["cell"]: t.user_attrs["weights"] for t in open_study(folder)[1] if t.value is not None}
+    return {
+        t.user_attrs["cell"]: t.user_attrs["result"]["weights"] for t in open_study(folder)[1] if t.value is not None
+    }
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +305,7 @@ def test_a_search_measures_as_many_points_in_every_arm(data, tmp_path):
     assert collections.Counter(t.user_attrs["arm"] for t in trials) == {"S-": 3, "S+": 3}
     # One point an arm: the second and third measurement of it have seeds of their own.
     assert len({t.user_attrs["cell_id"] for t in trials}) == 6
-    assert len({t.user_attrs["weights"] for t in trials}) == 6
+    assert len({t.user_attrs["result"]["weights"] for t in trials}) == 6
 
 
 @pytest.mark.parametrize("megabytes", [0.01, 0.2, 0.6, 1.0])

@@ -4,6 +4,7 @@ Every figure here is a validation figure of single runs; test is for confirming 
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import optuna
@@ -36,6 +37,7 @@ from study.analysis._tables import (
     varying,
 )
 from study.analysis._verdict import Comparison, Verdict, judge
+from study.estimate import seconds_at_work
 
 __all__ = [
     "PAPER_TEST",
@@ -90,6 +92,8 @@ class Analysis:
     repeats: Repeats | None
     failures: tuple[Failure, ...]
     verdict: Verdict
+    seconds_taken: float | None
+    """With a cell at work; None while some are to be done."""
 
     @property
     def baseline_values(self) -> dict[str, float]:
@@ -133,5 +137,6 @@ def analyse(study: optuna.Study) -> Analysis:
         importance=importance(cells, trials),
         repeats=same,
         failures=failures(trials, attrs),
+        seconds_taken=seconds_at_work(trials, datetime.now()) if counts.is_finished else None,
         verdict=judge(rows, {name: m[metric] for name, m in baselines.items()}, best, counts, same),
     )

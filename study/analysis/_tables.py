@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from skiprec.config import from_flat
 from skiprec.evaluation import HIT_RATE_AT
 from skiprec.files import canonical_json
-from study.cells import attempts, cell_status, is_failure
+from study.cells import attempts, cell_status, facts, is_failure
 from study.space import effective, experiment
 
 ARCHITECTURES = ("unidirectional", "bidirectional")
@@ -180,7 +180,7 @@ def done_cells(trials: Iterable[FrozenTrial]) -> tuple[DoneCell, ...]:
     """One for each cell with a COMPLETE trial, its first one, in the order in which they were made."""
     done: dict[str, DoneCell] = {}
     for trial in trials:
-        about = trial.user_attrs
+        about = facts(trial)
         if trial.state == TrialState.COMPLETE and about["cell"] not in done:
             done[about["cell"]] = DoneCell(
                 id=about["cell"],
@@ -242,17 +242,18 @@ def trials_table(trials: Iterable[FrozenTrial]) -> pd.DataFrame:
             values.setdefault(name, set()).add(value)
     listed = {name for name, seen in values.items() if len(seen) > 1} | set(ALWAYS_LISTED)
     names = [*ALWAYS_LISTED, *sorted(listed - set(ALWAYS_LISTED) - {"seed", "arm"})]
-    metrics = sorted({name for t in trials for name in t.user_attrs.get("metrics", {})})
+    every = list(map(facts, trials))
+    metrics = sorted({name for about in every for name in about.get("metrics", {})})
     rows = []
-    for trial, config in zip(trials, configs, strict=True):
-        about = trial.user_attrs
+    for trial, about, config in zip(trials, every, configs, strict=True):
         row = {"number": trial.number, "state": trial.state.name}
         row |= {name: about.get(name) for name in ("cell", "arm", "attempt", "seed")}
         row |= {name: config.get(name) for name in names}
         row |= {"value": trial.value}
         row |= {name: about.get("metrics", {}).get(name) for name in metrics}
         row |= {name: about.get(name) for name in ("chosen_epoch", "epochs", "train_seconds", "eval_seconds")}
-        row |= {"interrupted": bool(about.get("interrupted")), "resumed_from": about.get("resumed_from")}
+        row |= {name: about.get(name) for name in ("full_eval_seconds", "save_seconds")}
+        row |= {"interrupted": bool(about.get("interrupted")), "resumed_from": about.get("resumed_from", 0)}
         row |= {name: about.get(name) for name in ("error", "run_id", "weights")}
         rows.append(row)
     whole = ("attempt", "seed", "chosen_epoch", "epochs", "resumed_from")
