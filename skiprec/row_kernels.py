@@ -1,7 +1,7 @@
 """Loops over rows of a float32 table on the CPU, compiled by Numba: one pass over memory, where torch needs a dozen.
 
-What they compute is in `optimizer.py` and `item_rows.py`, whose torch forms run on other devices and are what these are
-tested against.
+What they compute is in `optimizer.py` and `touched_rows.py`, whose torch forms run on other devices and are what
+these are tested against.
 """
 
 import functools
@@ -28,6 +28,16 @@ LINE_BYTES = 64
 """Of a cache."""
 
 
+def compiled(function: Callable[..., None], **options: Any) -> Callable[..., None]:
+    """Compile a loop at its first call; the code is kept beside the source, or in the user's cache folder.
+
+    Arrays are indexed one by one: loops over what was unpacked from an array are not vectorised (Numba 0.68), and take
+    three times as long.
+    """
+    # Unwrapped: a test run checks the shapes of every function by a wrapper, which Numba cannot compile.
+    return numba.njit(nogil=True, error_model="numpy", cache=True, **options)(inspect.unwrap(function))
+
+
 @intrinsic
 def prefetch(context: Any, array: Any, row: Any, byte: Any) -> tuple[Any, Any]:
     """Compiled code alone: ask for the cache line at a byte of array[row], and do not wait for it."""
@@ -48,21 +58,11 @@ def prefetch(context: Any, array: Any, row: Any, byte: Any) -> tuple[Any, Any]:
     return types.void(array, types.int64, types.int64), generate
 
 
-@numba.njit
+@compiled
 def ask_for(array: Any, row: Any) -> None:
     """Compiled code alone: ask for the whole of array[row]."""
     for byte in range(0, array.strides[0], LINE_BYTES):
         prefetch(array, row, byte)
-
-
-def compiled(function: Callable[..., None], **options: Any) -> Callable[..., None]:
-    """Compile a loop at its first call; the code is kept beside the source, or in the user's cache folder.
-
-    Arrays are indexed one by one: loops over what was unpacked from an array are not vectorised (Numba 0.68), and take
-    three times as long.
-    """
-    # Unwrapped: a test run checks the shapes of every function by a wrapper, which Numba cannot compile.
-    return numba.njit(nogil=True, error_model="numpy", cache=True, **options)(inspect.unwrap(function))
 
 
 @compiled
