@@ -9,7 +9,8 @@ import pytest
 
 import skiprec.logs
 from skiprec.errors import DatasetError
-from skiprec.logs import Events, find_logs, read_logs
+from skiprec.events import NO_FLAG, NOT_NESTED, SKIP_LEVEL, Events
+from skiprec.logs import find_logs, read_logs
 from skiprec.schema import LOG_COLUMNS
 
 HEADER = ",".join(LOG_COLUMNS)
@@ -43,6 +44,25 @@ def read(*files: Path) -> Events:
     return read_logs(files, progress=False)
 
 
+def row_by_row(events: Events) -> dict[str, list[int]]:
+    """The columns of the table that the events' runs stand for."""
+    runs, step = events.runs, [i for n in events.runs.n_rows for i in range(n)]
+    names = ("session", "session_length", "date", "context")
+    columns = {name: np.repeat(getattr(runs, name), runs.n_rows).tolist() for name in names}
+    columns["position"] = [int(p) + i for p, i in zip(np.repeat(runs.position, runs.n_rows), step, strict=True)]
+    return columns | {
+        "item": events.item.tolist(),
+        "skip_level": [int(flags) & SKIP_LEVEL for flags in events.flags],
+        "not_nested": [bool(flags & NOT_NESTED) for flags in events.flags],
+        "no_flag": [bool(flags & NO_FLAG) for flags in events.flags],
+    }
+
+
+def texts(events: Events) -> tuple[list[str], list[str], list[str]]:
+    """What session, item and context number."""
+    return events.session_ids.to_pylist(), events.item_ids.to_pylist(), events.context_types
+
+
 def refusal(*files: Path) -> str:
     """What is said of files that cannot be read."""
     with pytest.raises(DatasetError) as caught:
@@ -58,14 +78,18 @@ def test_a_row_becomes_numbers_into_sorted_texts(tmp_path):
         log_row("a", 1, 1, "y", 1, date="2018-07-15"),
     ]
     events = read(write_log(tmp_path / "log.csv", rows))
-    assert (events.session_ids, events.item_ids, events.context_types) == (["a", "b"], ["x", "y"], ["charts", "radio"])
-    assert events.rows.session.tolist() == [0, 1, 1]
-    assert events.rows.position.tolist() == [1, 1, 2]
-    assert events.rows.session_length.tolist() == [1, 2, 2]
-    assert events.rows.item.tolist() == [1, 0, 1]
-    assert events.rows.skip_level.tolist() == [1, 3, 2]
-    assert events.rows.date.tolist() == [17727, 0, 1]  # 48 years with 12 leap days, and 195 days: 48 * 365 + 12 + 195
-    assert events.rows.context.tolist() == [1, 1, 0]
+    assert texts(events) == (["a", "b"], ["x", "y"], ["charts", "radio"])
+    assert row_by_row(events) == {
+        "session": [0, 1, 1],
+        "position": [1, 1, 2],
+        "session_length": [1, 2, 2],
+        "item": [1, 0, 1],
+        "skip_level": [1, 3, 2],
+        "date": [17727, 0, 1],  # 48 years with 12 leap days, and 195 days: 48 * 365 + 12 + 195
+        "context": [1, 1, 0],
+        "not_nested": [False] * 3,
+        "no_flag": [False] * 3,
+    }
     assert events.sources == [(tmp_path / "log.csv", 3)]
 
 
@@ -85,23 +109,21 @@ def test_a_row_becomes_numbers_into_sorted_texts(tmp_path):
 )
 def test_the_level_is_that_of_the_strongest_flag_and_odd_flags_are_noted(tmp_path, flags, level, not_nested, no_flag):
     row = log_row(**dict(zip(LOG_COLUMNS[4:8], flags, strict=True)))
-    rows = read(write_log(tmp_path / "log.csv", [row])).rows
-    assert (rows.skip_level[0], rows.not_nested[0], rows.no_flag[0]) == (level, not_nested, no_flag)
+    rows = row_by_row(read(write_log(tmp_path / "log.csv", [row])))
+    assert (rows["skip_level"], rows["not_nested"], rows["no_flag"]) == ([level], [not_nested], [no_flag])
 
 
 @pytest.mark.parametrize("spelling", ["True False", "TRUE FALSE", "true false", "1 0"])
 def test_flags_may_be_spelled_in_four_ways(tmp_path, spelling):
     true, false = spelling.split()
     row = log_row(skip_1=false, skip_2=true, skip_3=true, not_skipped=false)
-    assert read(write_log(tmp_path / "log.csv", [row, log_row(position=2)])).rows.skip_level.tolist() == [2, 0]
+    events = read(write_log(tmp_path / "log.csv", [row, log_row(position=2)]))
+    assert row_by_row(events)["skip_level"] == [2, 0]
 
 
 def same(a: Events, b: Events) -> bool:
     """Equal in all but where they came from."""
-    texts = ("session_ids", "item_ids", "context_types")
-    return all(getattr(a, n) == getattr(b, n) for n in texts) and all(
-        np.array_equal(getattr(a.rows, n), getattr(b.rows, n)) for n in a.rows.__dataclass_fields__
-    )
+    return texts(a) == texts(b) and row_by_row(a) == row_by_row(b)
 
 
 def some_rows(n_sessions: int = 30) -> list[str]:
