@@ -21,8 +21,6 @@ NOT_NESTED = 4
 NO_FLAG = 8
 """Flag of a row that is neither skipped at any level nor not_skipped."""
 
-ROWS_OF_ROOM = 1 << 22
-"""By how much a column of rows grows."""
 RUNS_AT_ONCE = 1 << 16
 """Runs whose rows are put in their place at once."""
 
@@ -84,7 +82,7 @@ class Column:
     def append(self, block: Integer[np.ndarray, " N"]) -> None:
         """Take the next values."""
         if self.n + len(block) > len(self.room):
-            self.room.resize(self.n + len(block) + ROWS_OF_ROOM, refcheck=False)
+            self.room.resize((self.n + len(block)) * 5 // 4, refcheck=False)
         self.room[self.n : self.n + len(block)] = block
         self.n += len(block)
 
@@ -99,23 +97,17 @@ class Gatherer:
 
     def __init__(self) -> None:
         self.sessions, self.items, self.contexts = Numbering(), Numbering(), Codes()
-        self.runs: list[Runs] = []
+        self.runs = {field.name: Column(np.int32) for field in dataclasses.fields(Runs)}
         self.item, self.flags = Column(np.int32), Column(np.uint8)
         self.sources: list[tuple[Path, int]] = []
 
     def add(self, rows: Rows) -> None:
         """Take the next rows of a file."""
         starts = run_starts(rows)
-        self.runs.append(
-            Runs(
-                session=self.sessions.numbers(rows.session_id.take(pa.array(starts))),
-                position=rows.position[starts],
-                n_rows=np.diff(starts, append=len(rows.item_id)).astype(np.int32),
-                session_length=rows.session_length[starts],
-                date=rows.date[starts],
-                context=rows.context[starts],
-            )
-        )
+        self.runs["session"].append(self.sessions.numbers(rows.session_id.take(pa.array(starts))))
+        self.runs["n_rows"].append(np.diff(starts, append=len(rows.item_id)))
+        for name in ("position", "session_length", "date", "context"):
+            self.runs[name].append(getattr(rows, name)[starts])
         self.item.append(self.items.numbers(rows.item_id))
         self.flags.append(rows.flags)
 
@@ -135,9 +127,7 @@ class Gatherer:
         renumber(item, places)
         session_ids, places = self.sessions.in_order()
         self.sessions = Numbering()
-        names = [field.name for field in dataclasses.fields(Runs)]
-        columns = {name: np.concatenate([getattr(runs, name) for runs in self.runs]) for name in names}
-        self.runs.clear()
+        columns = {name: column.whole() for name, column in self.runs.items()}
         renumber(columns["session"], places)
         columns["context"] = sorted_places(self.contexts)[columns["context"]]
 
