@@ -136,7 +136,7 @@ def some_rows(n_sessions: int = 30) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("block_bytes", [1, 300, 1 << 24])
+@pytest.mark.parametrize("block_bytes", [1, 300, 1 << 22])
 def test_order_files_packing_and_block_size_do_not_matter(tmp_path, monkeypatch, block_bytes):
     rows = some_rows()
     plain = read(write_log(tmp_path / "all.csv", rows))
@@ -145,6 +145,41 @@ def test_order_files_packing_and_block_size_do_not_matter(tmp_path, monkeypatch,
     parts = [write_log(tmp_path / "1.csv.gz", rows[:77]), write_log(tmp_path / "2.csv", rows[77:])]
     assert same(read(*parts), plain)
     assert same(read(*reversed(parts)), plain)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("block_bytes", [500, 1 << 22])
+def test_events_are_the_rows_sorted_as_a_slow_reader_sorts_them(tmp_path, monkeypatch, shuffled, block_bytes):
+    """Dates and contexts change within sessions, positions are missing, and files end within sessions."""
+    monkeypatch.setattr(skiprec.logs, "BLOCK_BYTES", block_bytes)
+    draw = random.Random(3)
+    rows = []  # as (session, position, length, item, level, days, context)
+    for s in draw.sample(range(100), 40):
+        first_change, other = draw.randint(1, 20), draw.choice(["date", "context", "position", "nothing"])
+        for i in range(1, draw.randint(2, 20)):
+            changed = i >= first_change
+            rows.append(
+                (f"s{s}", i + (changed and other == "position"), 20, f"t{draw.randint(0, 30)}", draw.randint(0, 3),
+                 17_700 + (changed and other == "date"), "charts" if changed and other == "context" else "radio")
+            )  # fmt: skip
+    if shuffled:
+        draw.shuffle(rows)
+    lines = [
+        log_row(s, i, k, t, level, str(np.datetime64(days, "D")), context) for s, i, k, t, level, days, context in rows
+    ]
+    cut = len(lines) // 3
+    events = read(write_log(tmp_path / "1.csv", lines[:cut]), write_log(tmp_path / "2.csv", lines[cut:]))
+    columns = row_by_row(events)
+    found = zip(
+        *(columns[name] for name in ("session", "position", "session_length", "item", "skip_level", "date", "context")),
+        strict=True,
+    )
+    session_ids, item_ids, context_types = texts(events)
+    assert [(session_ids[s], i, k, item_ids[t], *mid, context_types[c]) for s, i, k, t, *mid, c in found] == sorted(
+        rows
+    )
+    if not shuffled and block_bytes > 500:
+        assert len(events.runs.session) <= 2 * 40 + 1  # each session is one or two; one is cut by the file's end
 
 
 def test_byte_order_mark_line_ends_and_empty_last_lines_are_tolerated(tmp_path):
@@ -165,6 +200,19 @@ def test_columns_may_stand_in_any_order_and_further_ones_are_left_alone(tmp_path
     assert same(read(write_log(tmp_path / "a.csv", turned, header)), read(write_log(tmp_path / "b.csv", rows)))
 
 
+@pytest.mark.parametrize("position", ["1", "1.", "1.0", "+1", " 1 ", "01"])
+def test_a_whole_number_may_be_written_in_several_ways(tmp_path, position):
+    events = read(write_log(tmp_path / "log.csv", [log_row(position=position), log_row(position=2)]))
+    assert row_by_row(events)["position"] == [1, 2]
+
+
+def test_a_line_may_be_longer_than_a_block(tmp_path):
+    rows = [log_row("a", 1), log_row("a", 2, premium="x" * 5_000_000), log_row("a", 3, item="y" * 2_000_000)]
+    events = read(write_log(tmp_path / "log.csv", rows))
+    assert row_by_row(events)["position"] == [1, 2, 3]
+    assert texts(events)[1] == ["t", "y" * 2_000_000]
+
+
 def test_an_empty_last_field_that_is_not_read_is_a_field(tmp_path):
     row = log_row(hist_user_behavior_reason_end="")
     assert len(read(write_log(tmp_path / "log.csv", [row])).session_ids) == 1
@@ -176,6 +224,7 @@ def test_an_empty_last_field_that_is_not_read_is_a_field(tmp_path):
         (log_row(position="x"), "session_position is 'x', expected a whole number"),
         (log_row(position="1.5"), "session_position is '1.5', expected a whole number"),
         (log_row(position=3_000_000_000), "session_position is '3000000000', expected a whole number"),
+        (log_row(position="0x1F"), "session_position is '0x1F', expected a whole number"),
         (log_row(position="9" * 30), f"session_position is '{'9' * 30}', expected a whole number"),
         (log_row(length=""), "session_length is missing, expected a whole number"),
         (log_row(session_length="ten"), "session_length is 'ten', expected a whole number"),
@@ -203,7 +252,7 @@ def test_an_empty_last_field_that_is_not_read_is_a_field(tmp_path):
         (log_row(item='"t'), None),  # a quote is a character like another
     ],
 )
-@pytest.mark.parametrize("block_bytes", [1, 1 << 24])
+@pytest.mark.parametrize("block_bytes", [1, 1 << 22])
 def test_a_bad_row_is_named_with_what_was_found_and_expected(tmp_path, monkeypatch, row, message, block_bytes):
     monkeypatch.setattr(skiprec.logs, "BLOCK_BYTES", block_bytes)
     path = write_log(tmp_path / "log.csv", [log_row("a"), row, log_row("z")])
@@ -263,7 +312,7 @@ def test_a_header_alone_is_refused(tmp_path):
     assert refusal(path) == f"{path}: has a header and no rows, expected at least one row"
 
 
-@pytest.mark.parametrize("block_bytes", [1000, 1 << 24])
+@pytest.mark.parametrize("block_bytes", [1000, 1 << 22])
 def test_a_cut_gzip_is_named_by_the_row_where_it_ends(tmp_path, monkeypatch, block_bytes):
     monkeypatch.setattr(skiprec.logs, "BLOCK_BYTES", block_bytes)
     rows = [log_row(f"{random.Random(i).random()}") for i in range(2000)]
@@ -304,6 +353,14 @@ def test_a_position_that_is_there_twice_is_named_in_both_places(tmp_path):
         f"{tmp_path}/3.csv, row 3: session 's', position 1 is already in {tmp_path}/3.csv, row 2, "
         "expected each position once"
     )
+
+
+def test_the_first_position_that_two_stretches_of_a_session_share_is_named(tmp_path):
+    one = write_log(tmp_path / "1.csv", [log_row("a", i) for i in (5, 6, 7, 8)])
+    two = write_log(tmp_path / "2.csv", [log_row("b", 1), *(log_row("a", i) for i in (2, 3, 4, 5, 6))])
+    expected = "session 'a', position 5 is already in"
+    assert refusal(one, two) == f"{two}, row 6: {expected} {one}, row 2, expected each position once"
+    assert refusal(two, one) == f"{one}, row 2: {expected} {two}, row 6, expected each position once"
 
 
 def test_a_session_of_two_lengths_is_refused(tmp_path):

@@ -17,6 +17,7 @@ from test_logs import HEADER, log_row, log_session, write_log
 from skiprec.errors import ConfigError, DatasetError, OutputError
 from skiprec.prepare import Manifest, PrepareConfig, prepare_logs, table_digests
 from skiprec.schema import ITEMS, SESSIONS
+from skiprec.synthetic import synthesize_logs
 
 SMALL = PrepareConfig(min_length=4, max_length=6)
 
@@ -169,6 +170,52 @@ def test_order_of_rows_and_files_changes_nothing_that_is_written(tmp_path):
     assert a["sessions.parquet"] == b["sessions.parquet"]
     assert a["items.parquet"] == b["items.parquet"]
     assert Manifest.read(tmp_path / "a").digests == Manifest.read(tmp_path / "b").digests
+
+
+def test_files_that_end_within_a_session_change_nothing(tmp_path):
+    """In order, each file but the first goes on where the one before it was cut: also in a dropped session."""
+    rows = [row for s in range(8) for row in log_session(f"s{s}", list("abcdefgh")[s:], [2] * (8 - s))]
+    whole, _, _ = prepare(tmp_path, rows, name="whole")
+    (tmp_path / "parts").mkdir()
+    for i in range(0, len(rows), 3):
+        write_log(tmp_path / "parts" / f"{i:02}.csv", rows[i : i + 3])
+    parts = prepare_logs([tmp_path / "parts"], tmp_path / "out", config=SMALL, progress=False)
+    assert (parts.digests, parts.counts, parts.dropped) == (whole.digests, whole.counts, whole.dropped)
+    assert whole.dropped["too_short"] > 0
+
+
+PEAK = """
+import resource, sys
+from skiprec.prepare import prepare_logs
+prepare_logs(sys.argv[1:-1], sys.argv[-1], progress=False)
+assert "torch" not in sys.modules
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_row_takes_less_than_64_bytes_of_memory(tmp_path):
+    """Twice the sessions of one catalogue: what preparing takes more is the rows', and their sessions' ids."""
+    logs = synthesize_logs(tmp_path / "logs", sessions=200_000, items=20_000, seed=1, progress=False)
+    peaks, rows = [], []
+    for n in (2, 4):
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, *map(str, logs[:n]), tmp_path / f"out{n}"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        peaks.append(int(done.stdout))
+        rows.append(Manifest.read(tmp_path / f"out{n}").counts["rows_read"])
+    assert rows[1] - rows[0] > 1_500_000
+    assert (peaks[1] - peaks[0]) / (rows[1] - rows[0]) < 64
+
+
+def test_arrow_allocates_as_before_when_preparing_is_over(tmp_path):
+    before = pa.default_memory_pool().backend_name
+    prepare(tmp_path, log_session("s", list("abcd")))
+    assert pa.default_memory_pool().backend_name == before
+    with pytest.raises(DatasetError):
+        prepare(tmp_path, [log_row(position="x")], name="bad")
+    assert pa.default_memory_pool().backend_name == before
 
 
 def test_another_setting_or_value_makes_another_digest(tmp_path):
