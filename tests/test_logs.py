@@ -364,9 +364,10 @@ def test_the_first_position_that_two_stretches_of_a_session_share_is_named(tmp_p
 
 
 def test_a_session_of_two_lengths_is_refused(tmp_path):
-    path = write_log(tmp_path / "log.csv", [log_row("a", 1, 10), log_row("a", 2, 11)])
+    rows = [log_row("a", 1, 10), log_row("a", 2, 10), log_row("a", 3, 11), log_row("b", 1), log_row("b", 2)]
+    path = write_log(tmp_path / "log.csv", rows)
     assert refusal(path) == (
-        f"{path}, row 3: session_length is 11, but 10 in {path}, row 2 of the same session, "
+        f"{path}, row 4: session_length is 11, but 10 in {path}, row 3 of the same session, "
         "expected one length a session"
     )
 

@@ -224,7 +224,6 @@ def test_a_row_takes_less_than_64_bytes_of_memory(tmp_path):
     peaks, rows = [], []
     for n in (2, 4):
         peaks.append(peak(logs[:n], tmp_path / f"out{n}"))
-        print(peaks)
         rows.append(Manifest.read(tmp_path / f"out{n}").counts["rows_read"])
     assert rows[1] - rows[0] > 1_500_000
     assert (peaks[1] - peaks[0]) / (rows[1] - rows[0]) < 64
