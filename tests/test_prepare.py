@@ -1,5 +1,6 @@
 """From logs to a dataset folder: which sessions are kept, how items are numbered, what is left after a failure."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -229,13 +230,29 @@ def test_a_row_takes_less_than_64_bytes_of_memory(tmp_path):
     assert (peaks[1] - peaks[0]) / (rows[1] - rows[0]) < 64
 
 
-def test_arrow_allocates_as_before_when_preparing_is_over(tmp_path):
-    before = pa.default_memory_pool().backend_name
-    prepare(tmp_path, log_session("s", list("abcd")))
-    assert pa.default_memory_pool().backend_name == before
-    with pytest.raises(DatasetError):
-        prepare(tmp_path, [log_row(position="x")], name="bad")
-    assert pa.default_memory_pool().backend_name == before
+@pytest.mark.parametrize("row", [log_row("s", 4, 4, "d"), log_row("s", 4, "x")])
+def test_arrow_allocates_as_before_when_preparing_is_over(tmp_path, row):
+    default = pa.default_memory_pool()
+    others = [name for name in pa.supported_memory_backends() if name != "system"]
+    if not others:
+        pytest.skip("this pyarrow has the system's allocator alone")
+    pa.set_memory_pool(getattr(pa, f"{others[0]}_memory_pool")())
+    try:
+        with contextlib.suppress(DatasetError):
+            prepare(tmp_path, [*log_session("s", list("abcd"))[:3], row])
+        assert pa.default_memory_pool().backend_name == others[0]
+    finally:
+        pa.set_memory_pool(default)
+
+
+def test_contexts_are_those_of_the_kept_rows_alone(tmp_path):
+    rows = log_session("a", list("abc"), context="charts")  # too short
+    rows += [log_row("b", i, 8, "t", context="catalog" if i <= 3 else "radio") for i in range(1, 9)]
+    rows += log_session("c", list("abcd"), context="catalog")
+    _, sessions, _ = prepare(tmp_path, rows)
+    assert [s["contexts"] for s in sessions] == [["catalog"] + ["radio"] * 5, ["catalog"] * 4]
+    contexts = pq.read_table(tmp_path / "out" / "sessions.parquet")["contexts"].combine_chunks().flatten()
+    assert contexts.dictionary.to_pylist() == ["catalog", "radio"]
 
 
 def test_another_setting_or_value_makes_another_digest(tmp_path):
