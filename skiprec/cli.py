@@ -50,16 +50,15 @@ def prepare(
 
     Example: skiprec prepare logs/*.csv.gz --out data/mssd
     """
-    from skiprec.config import checked
-    from skiprec.prepare import PrepareConfig, prepare_logs
+    from skiprec.prepare import PrepareConfig, prepare_logs  # not skiprec.config: it loads torch
 
-    settings = {
-        "min_length": min_length,
-        "max_length": max_length,
-        "skip_threshold": skip_threshold,
-        "only_sessions_with_skips": only_sessions_with_skips,
-    }
-    manifest = prepare_logs(logs, out, config=checked(PrepareConfig, settings, "prepare"))
+    config = PrepareConfig(
+        min_length=min_length,
+        max_length=max_length,
+        skip_threshold=skip_threshold,
+        only_sessions_with_skips=only_sessions_with_skips,
+    )
+    manifest = prepare_logs(logs, out, config=config)
     counts, dropped = manifest.counts, {reason: n for reason, n in manifest.dropped.items() if n}
     print(f"{counts['sessions']:,} sessions kept, {counts['items']:,} items, {counts['rows']:,} plays")
     print("dropped: " + (", ".join(f"{n:,} {reason}" for reason, n in dropped.items()) or "none"))

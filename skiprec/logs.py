@@ -1,4 +1,4 @@
-"""Raw MSSD session logs (CSV, plain or gzip) -> one checked event table. Not: which sessions are kept."""
+"""Raw MSSD session logs (CSV, plain or gzip) -> checked rows, block by block. Not: which sessions are kept."""
 
 import datetime
 import glob
@@ -8,67 +8,48 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
-import pandas as pd
-from jaxtyping import Bool, Int8, Int16, Int32
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+from jaxtyping import Int32
 from tqdm import tqdm
 
 from skiprec.errors import DatasetError
+from skiprec.events import NO_FLAG, NOT_NESTED, Events, Gatherer, Rows, shorten
+from skiprec.numbering import Codes
 from skiprec.schema import READ_COLUMNS, SKIP_FLAGS
 
 # N rows.
 
-BLOCK_BYTES = 1 << 24
-"""Text that is parsed at once: some 100,000 rows. More is no faster and takes more memory."""
+BLOCK_BYTES = 1 << 22
+"""Text that is checked and numbered at once: some 25,000 rows. More is no faster and takes more memory."""
+READ_BYTES = 1 << 18
+"""Text that is read at once. Small: one large read would lose all its bytes where packed data ends early."""
+PARSED_AT_ONCE = 1 << 20
+"""Text that a thread parses at once: as much as stays in cache."""
 
 INTEGERS = ("session_position", "session_length")
-TEXTS = ("session_id", "track_id_clean", "date", "context_type")
 TRUE_TEXTS, FALSE_TEXTS = ("True", "TRUE", "true", "1"), ("False", "FALSE", "false", "0")
 MISSING = frozenset(("", "NA", "NaN", "nan", "NULL", "null", "None"))
 """What programs write where they have no value. A reader that took one for an id would make a track of it."""
 EPOCH = datetime.date(1970, 1, 1)
 
-
-class Codes(dict[str, int]):
-    """Numbers texts 0, 1, 2, ... in the order in which they are first met."""
-
-    def __missing__(self, text: str) -> int:
-        self[text] = len(self)
-        return self[text]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Checked rows of one file in their order; texts are numbered by the Codes that the reader was given."""
-
-    session: Int32[np.ndarray, " N"]
-    position: Int32[np.ndarray, " N"]
-    session_length: Int32[np.ndarray, " N"]
-    item: Int32[np.ndarray, " N"]
-    skip_level: Int8[np.ndarray, " N"]
-    """3 where skip_1, else 2 where skip_2, else 1 where skip_3, else 0."""
-    not_nested: Bool[np.ndarray, " N"]
-    """skip_1 without skip_2, or skip_2 without skip_3."""
-    no_flag: Bool[np.ndarray, " N"]
-    """Neither skipped at any level nor not_skipped."""
-    date: Int32[np.ndarray, " N"]
-    """Days since 1970-01-01."""
-    context: Int16[np.ndarray, " N"]
-
-
-@dataclass(frozen=True)
-class Events:
-    """Every row of the logs, sorted by session id and position; session, item and context number sorted texts."""
-
-    rows: Rows
-    session_ids: list[str]
-    item_ids: list[str]
-    context_types: list[str]
-    sources: list[tuple[Path, int]]
-    """Each file with its number of rows."""
+FEW = pa.dictionary(pa.int32(), pa.string())
+"""Of a column of few distinct texts: each is looked at once a block."""
+TYPES = {
+    "session_id": pa.string(),
+    "session_position": FEW,
+    "session_length": FEW,
+    "track_id_clean": pa.string(),
+    **dict.fromkeys(SKIP_FLAGS, pa.bool_()),
+    "date": FEW,
+    "context_type": FEW,
+}
 
 
 def find_logs(paths: Sequence[str | Path]) -> list[Path]:
@@ -105,9 +86,7 @@ def read_logs(files: Sequence[Path], *, progress: bool = True) -> Events:
     Raises:
         DatasetError: At the first thing that is not as it should be, with file and row.
     """
-    sessions, items, contexts = Codes(), Codes(), Codes()
-    blocks: list[Rows] = []
-    sources = []
+    gatherer = Gatherer()
     with tqdm(
         total=sum(os.stat(file).st_size for file in files if file.exists()),
         desc="reading logs",
@@ -116,91 +95,100 @@ def read_logs(files: Sequence[Path], *, progress: bool = True) -> Events:
         disable=None if progress else True,
     ) as bar:
         for file in files:
-            before = len(blocks)
-            blocks.extend(read_log(file, sessions, items, contexts, advance=bar.update))
-            sources.append((file, sum(len(block.item) for block in blocks[before:])))
-    return sort_events(blocks, sessions, items, contexts, sources)
+            for rows in made_ahead(read_log(file, gatherer.contexts, advance=bar.update)):
+                gatherer.add(rows)
+            gatherer.end_file(file)
+    return gatherer.finish()
 
 
-def read_log(
-    path: Path, sessions: Codes, items: Codes, contexts: Codes, *, advance: Callable[[int], object] = lambda n: None
-) -> Iterator[Rows]:
+def made_ahead(blocks: Iterator[Rows]) -> Iterator[Rows]:
+    """The same blocks; while one is used, the next one is made on another thread."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = thread.submit(next, blocks, None)
+            yield block
+
+
+def read_log(path: Path, contexts: Codes, *, advance: Callable[[int], object] = lambda n: None) -> Iterator[Rows]:
     """Read one file in blocks of checked rows.
 
     Args:
         path: A CSV file of MSSD's columns, plain or gzip, with or without a byte order mark. May have further columns.
-        sessions: Numbers session ids. New ones are added, as in items and contexts.
-        items: Numbers item ids.
-        contexts: Numbers context types.
+        contexts: Numbers context types. New ones are added.
         advance: Told how many more bytes of the file are read.
 
     Raises:
         DatasetError: With file and row (the header is row 1), what was found and what was expected.
     """
     header: list[str] = []
-    row = 1
-    for text in text_blocks(path, advance):
+    n_rows = 0
+    for row, text in text_blocks(path, advance):
         if not header:
-            first, _, text = text.partition(b"\n")
+            first, _, rest = bytes(text).partition(b"\n")
             header = checked_header(path, first)
-            row = 2
-            if not text:
-                continue
-        yield checked_rows(path, row, header, text, sessions, items, contexts)
-        row += text.count(b"\n")
+            row, text = 2, memoryview(rest)
+        if text:
+            rows = checked_rows(path, row, header, text, contexts)
+            n_rows += len(rows.item_id)
+            yield rows
     if not header:
         raise DatasetError(f"{path}: is empty, expected a header and rows")
-    if row == 2:
+    if not n_rows:
         raise DatasetError(f"{path}: has a header and no rows, expected at least one row")
 
 
-def text_blocks(path: Path, advance: Callable[[int], object]) -> Iterator[bytes]:
-    """Whole lines, each ended by a line feed, some BLOCK_BYTES at a time. Empty lines at the file's end are dropped."""
-    rest, row = b"", 1
-    for piece, problem in pieces(path, advance):
-        rest += piece
-        if problem is not None:
-            row += rest.count(b"\n")
-            raise DatasetError(f"{path}, row {row}: {problem}, expected a whole file; copy or download it again")
-        # The last line stays behind with any line ends after it: only at the end of the file are those surplus.
-        cut = rest.rstrip(b"\r\n").rfind(b"\n") + 1
-        if cut:
-            yield rest[:cut]
-            row += rest.count(b"\n", 0, cut)
-            rest = rest[cut:]
-    if rest := rest.rstrip(b"\r\n"):
-        yield rest + b"\n"
+def text_blocks(path: Path, advance: Callable[[int], object]) -> Iterator[tuple[int, memoryview]]:
+    """The file's unpacked text some BLOCK_BYTES at a time: the row of the first line, and whole lines.
 
-
-def pieces(path: Path, advance: Callable[[int], object]) -> Iterator[tuple[bytes, str | None]]:
-    """The file's unpacked bytes without a byte order mark, and what is wrong with packed data after them, if any."""
+    Each line is ended by a line feed. A byte order mark and empty lines at the file's end are dropped.
+    """
+    row, rest, told = 1, b"", 0
     try:
         with open(path, "rb") as raw:
-            is_gzip = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            if path.suffix == ".gz" and not is_gzip and os.stat(path).st_size:
-                raise DatasetError(f"{path}: does not start as gzip data does, expected it of a .gz file")
-            file = gzip.GzipFile(fileobj=raw) if is_gzip else raw
-            told = 0
-            piece, problem = read_piece(file)
-            yield piece.removeprefix(b"\xef\xbb\xbf"), problem
-            while piece:
+            file = unpacked(path, raw)
+            while True:
+                text, problem = read_on(file, rest)
+                if problem is not None:
+                    row += text.count(b"\n")
+                    raise DatasetError(
+                        f"{path}, row {row}: {problem}, expected a whole file; copy or download it again"
+                    )
+                if len(text) == len(rest):
+                    break
                 advance(raw.tell() - told)
                 told = raw.tell()
-                piece, problem = read_piece(file)
-                yield piece, problem
+                if row == 1:
+                    text = text.removeprefix(b"\xef\xbb\xbf")
+                # The last line stays behind with any line ends after it: only at the end of the file are those surplus.
+                cut = text.rstrip(b"\r\n").rfind(b"\n") + 1
+                if cut:
+                    lines = memoryview(text)[:cut]
+                    yield row, lines
+                    row += int(np.count_nonzero(np.frombuffer(lines, np.uint8) == ord("\n")))
+                rest = text[cut:]
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error}), expected a CSV log") from error
+    if rest := rest.rstrip(b"\r\n"):
+        yield row, memoryview(rest + b"\n")
 
 
-def read_piece(file: io.BufferedReader | gzip.GzipFile) -> tuple[bytes, str | None]:
-    """Up to BLOCK_BYTES more (none at the end), and what is wrong with packed data after them, if anything."""
-    collected = []
+def unpacked(path: Path, raw: io.BufferedReader) -> io.BufferedReader | gzip.GzipFile:
+    """The file, or what is packed in it."""
+    is_gzip = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    if path.suffix == ".gz" and not is_gzip and os.stat(path).st_size:
+        raise DatasetError(f"{path}: does not start as gzip data does, expected it of a .gz file")
+    return gzip.GzipFile(fileobj=raw) if is_gzip else raw
+
+
+def read_on(file: io.BufferedReader | gzip.GzipFile, rest: bytes) -> tuple[bytes, str | None]:
+    """The rest and up to BLOCK_BYTES more (none at the end), and what is wrong with packed data after them, if any."""
+    collected = [rest]
     size = 0
     problem = None
     try:
-        # Small reads: one large read would lose all its bytes where the data ends early, and with them the row.
-        while size < BLOCK_BYTES and (got := file.read1(1 << 18)):
+        while size < BLOCK_BYTES and (got := file.read1(min(READ_BYTES, BLOCK_BYTES))):
             collected.append(got)
             size += len(got)
     except EOFError:
@@ -228,84 +216,99 @@ def checked_header(path: Path, line: bytes) -> list[str]:
     return names
 
 
-def checked_rows(
-    path: Path, first_row: int, header: list[str], text: bytes, sessions: Codes, items: Codes, contexts: Codes
-) -> Rows:
+def checked_rows(path: Path, first_row: int, header: list[str], text: memoryview, contexts: Codes) -> Rows:
     """Parse lines that are each one row; the first of them is row `first_row` of the file."""
     check_text(path, first_row, text)
-    columns = {name: header.index(name) for name in READ_COLUMNS}
-    last = len(header) - 1
     try:
-        table = parse(
-            text,
-            len(header),
-            {columns[name]: "int32" for name in INTEGERS}
-            | {columns[name]: "bool" for name in SKIP_FLAGS}
-            | {columns[name]: "str" for name in TEXTS},
-        )
-    except (ValueError, OverflowError, pd.errors.ParserError) as error:
-        check_field_counts(path, first_row, text, len(header))
-        refuse_bad_value(path, first_row, text, header)
-        last_row = first_row + text.count(b"\n") - 1
-        raise DatasetError(f"{path}, rows {first_row} to {last_row}: cannot be read as a table ({error})") from error
-    # pandas fills short rows and, with usecols, cuts long ones. Only where a short row would leave its trace is each
-    # line counted: without one, as many commas as there should be leave no room for a long row either.
-    if text.count(b",") != len(table) * last or (table[last] == "").any():
-        check_field_counts(path, first_row, text, len(header))
+        table = parse(text, header, TYPES)
+    except pa.ArrowInvalid as error:
+        refuse(path, first_row, bytes(text), header, error)
+    session_id, item_id = (table[name].combine_chunks() for name in ("session_id", "track_id_clean"))
+    position, session_length = (numbered(table[name], whole_number) for name in INTEGERS)
+    date = numbered(table["date"], day_of)
+    context = numbered(table["context_type"], lambda text: None if text in MISSING else contexts[text])
+    if any(column is None for column in (position, session_length, date, context)):
+        refuse(path, first_row, bytes(text), header)
+    if has_missing(session_id) or has_missing(item_id):
+        refuse(path, first_row, bytes(text), header)
 
-    numbers = {}
-    for name, codes in (("session_id", sessions), ("track_id_clean", items), ("context_type", contexts)):
-        numbers[name] = numbered(table[columns[name]], codes.__getitem__, path, first_row, name)
-    dates = numbered(table[columns["date"]], day_of, path, first_row, "date")
-    skip_1, skip_2, skip_3, not_skipped = (table[columns[name]].to_numpy(dtype=bool) for name in SKIP_FLAGS)
-    skip_level = np.select([skip_1, skip_2, skip_3], [3, 2, 1], 0).astype(np.int8)
-    if (both := np.flatnonzero((skip_level > 0) & not_skipped)).size:
+    skip_1, skip_2, skip_3, not_skipped = (table[name].to_numpy().view(np.uint8) for name in SKIP_FLAGS)
+    skip_level = np.maximum(np.maximum(3 * skip_1, 2 * skip_2), skip_3)
+    if (both := np.flatnonzero(not_skipped & (skip_level > 0))).size:
         flag = {3: "skip_1", 2: "skip_2", 1: "skip_3"}[int(skip_level[both[0]])]
         raise DatasetError(
             f"{path}, row {first_row + both[0]}: both {flag} and not_skipped are true, expected at most one of them"
         )
+    is_not_nested = (skip_1 > skip_2) | (skip_2 > skip_3)
+    has_no_flag = (skip_level | not_skipped) == 0
     return Rows(
-        session=numbers["session_id"],
-        position=table[columns["session_position"]].to_numpy(),
-        session_length=table[columns["session_length"]].to_numpy(),
-        item=numbers["track_id_clean"],
-        skip_level=skip_level,
-        not_nested=(skip_1 & ~skip_2) | (skip_2 & ~skip_3),
-        no_flag=~(skip_1 | skip_2 | skip_3 | not_skipped),
-        date=dates,
-        context=numbers["context_type"].astype(np.int16),
+        session_id=session_id,
+        item_id=item_id,
+        position=position,
+        session_length=session_length,
+        date=date,
+        context=context,
+        flags=skip_level | NOT_NESTED * is_not_nested.view(np.uint8) | NO_FLAG * has_no_flag.view(np.uint8),
     )
 
 
-def parse(text: bytes, n_columns: int, kinds: dict[int, str]) -> pd.DataFrame:
-    """The lines as a table of the wanted columns and the last one, named by their number."""
-    kinds = {n_columns - 1: "str"} | kinds
-    return pd.read_csv(
-        io.BytesIO(text),
-        header=None,
-        names=list(range(n_columns)),
-        usecols=sorted(kinds),
-        dtype=kinds,
-        true_values=["1"],
-        false_values=["0"],
-        na_filter=False,  # an empty text stays one, and is refused with its row
-        quoting=3,  # none: a quote is a character, so that a stray one cannot swallow rows
-        skip_blank_lines=False,
-        index_col=False,
-    )
+def parse(text: bytes | memoryview, header: list[str], types: dict[str, pa.DataType]) -> pa.Table:
+    """The lines as a table of the wanted columns.
+
+    Raises:
+        pyarrow.ArrowInvalid: If a row has more or fewer fields than the header, or a field is not of its type. A line
+            without anything in it is a row of empty texts.
+    """
+
+    def parsed(bytes_at_once: int) -> pa.Table:
+        return pyarrow.csv.read_csv(
+            pa.BufferReader(text),
+            pyarrow.csv.ReadOptions(
+                # Other columns may have any names, also the same one.
+                column_names=[name if name in types else f"column {i}" for i, name in enumerate(header)],
+                block_size=bytes_at_once,
+            ),
+            # No quoting: a quote is a character, so that a stray one cannot swallow rows.
+            pyarrow.csv.ParseOptions(quote_char=False, ignore_empty_lines=False),
+            pyarrow.csv.ConvertOptions(
+                include_columns=list(types),
+                column_types=types,
+                null_values=[],  # an empty text stays one, and is refused with its row
+                strings_can_be_null=False,
+                true_values=TRUE_TEXTS,
+                false_values=FALSE_TEXTS,
+            ),
+        )
+
+    try:
+        return parsed(PARSED_AT_ONCE)
+    except pa.ArrowInvalid:
+        return parsed(len(text))  # a line may be longer than what is parsed at once
 
 
-def numbered(
-    column: pd.Series, number: Callable[[str], int | None], path: Path, first_row: int, name: str
-) -> Int32[np.ndarray, " N"]:
-    """Each text's number, asked once a distinct text. Refuses a missing value, or one that has no number."""
-    places, distinct = pd.factorize(column)
-    texts = distinct.tolist()
-    numbers = [None if text in MISSING else number(text) for text in texts]
+def numbered(column: pa.ChunkedArray, number: Callable[[str], int | None]) -> Int32[np.ndarray, " N"] | None:
+    """Each text's number, asked once a distinct text. None where a text has none."""
+    parts = column.unify_dictionaries().chunks  # all parts have the same dictionary then
+    numbers = [number(text) for text in parts[0].dictionary.to_pylist()]
     if None in numbers:
-        bad = next(i for i in range(len(places)) if numbers[places[i]] is None)
-        raise DatasetError(f"{path}, row {first_row + bad}: {wrong_value(name, texts[places[bad]])}")
-    return np.array(numbers, dtype=np.int32)[places]
+        return None
+    return np.array(numbers, dtype=np.int32)[np.concatenate([part.indices.to_numpy() for part in parts])]
+
+
+def has_missing(texts: pa.StringArray) -> bool:
+    """Whether one of the texts stands for no value."""
+    lengths = pc.binary_length(texts)
+    if pc.min(lengths).as_py() > max(map(len, MISSING)):
+        return False
+    return pc.any(pc.is_in(texts, pa.array(sorted(MISSING)))).as_py()
+
+
+def whole_number(text: str) -> int | None:
+    """The number in a text like 12 or 12.0; None for anything else, or what 32 bits cannot hold."""
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,18}(\.0*)?\s*", text):
+        return None
+    number = int(text.partition(".")[0])
+    return number if abs(number) < 2**31 else None
 
 
 def day_of(text: str) -> int | None:
@@ -318,18 +321,37 @@ def day_of(text: str) -> int | None:
         return None
 
 
-def check_text(path: Path, first_row: int, text: bytes) -> None:
+def check_text(path: Path, first_row: int, text: memoryview) -> None:
     """Refuse what no text file holds."""
-    if (at := text.find(b"\0")) >= 0:
-        row = first_row + text.count(b"\n", 0, at)
-        raise DatasetError(f"{path}, row {row}: holds a NUL byte, expected text")
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        row = first_row + text.count(b"\n", 0, error.start)
+    values = np.frombuffer(text, np.uint8)
+    if values.min() == 0:
         raise DatasetError(
-            f"{path}, row {row}: byte 0x{text[error.start]:02x} is not UTF-8 text, expected a UTF-8 file"
+            f"{path}, row {first_row + lines_before(text, int(values.argmin()))}: holds a NUL byte, expected text"
+        )
+    if values.max() < 0x80:
+        return
+    try:
+        bytes(text).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{path}, row {first_row + lines_before(text, error.start)}: byte 0x{text[error.start]:02x} is not UTF-8 "
+            "text, expected a UTF-8 file"
         ) from error
+
+
+def lines_before(text: memoryview, at: int) -> int:
+    """How many lines end before this byte."""
+    return bytes(text[:at]).count(b"\n")
+
+
+def refuse(
+    path: Path, first_row: int, text: bytes, header: list[str], error: pa.ArrowInvalid | None = None
+) -> NoReturn:
+    """Raise for the first row that is not as it should be. Slow: called when something is known to be wrong."""
+    check_field_counts(path, first_row, text, len(header))
+    check_values(path, first_row, text, header)
+    last_row = first_row + text.count(b"\n") - 1
+    raise DatasetError(f"{path}, rows {first_row} to {last_row}: cannot be read as a table ({error})") from error
 
 
 def check_field_counts(path: Path, first_row: int, text: bytes, expected: int) -> None:
@@ -339,10 +361,13 @@ def check_field_counts(path: Path, first_row: int, text: bytes, expected: int) -
             raise DatasetError(f"{path}, row {first_row + i}: {found} fields, expected {expected} as in the header")
 
 
-def refuse_bad_value(path: Path, first_row: int, text: bytes, header: list[str]) -> None:
-    """Raise for the first row with a number or flag that is none. Slow: called when something is known to be wrong."""
-    table = parse(text, len(header), {header.index(name): "str" for name in READ_COLUMNS})
-    for i, values in enumerate(zip(*(table[header.index(name)] for name in READ_COLUMNS), strict=True)):
+def check_values(path: Path, first_row: int, text: bytes, header: list[str]) -> None:
+    """Refuse a field that is not what its column holds."""
+    try:
+        table = parse(text, header, dict.fromkeys(READ_COLUMNS, pa.string()))
+    except pa.ArrowInvalid:
+        return
+    for i, values in enumerate(zip(*(table[name].to_pylist() for name in READ_COLUMNS), strict=True)):
         for name, value in zip(READ_COLUMNS, values, strict=True):
             if not is_good(name, value):
                 raise DatasetError(f"{path}, row {first_row + i}: {wrong_value(name, value)}")
@@ -353,7 +378,7 @@ def is_good(name: str, value: str) -> bool:
     if name in SKIP_FLAGS:
         return value in TRUE_TEXTS + FALSE_TEXTS
     if name in INTEGERS:
-        return re.fullmatch(r"\s*[+-]?[0-9]{1,18}(\.0*)?\s*", value) is not None and abs(float(value)) < 2**31
+        return whole_number(value) is not None
     return value not in MISSING and (name != "date" or day_of(value) is not None)
 
 
@@ -367,65 +392,3 @@ def wrong_value(name: str, value: str) -> str:
     elif name in SKIP_FLAGS:
         expected = "True, False, 1 or 0"
     return f"{name} is {'missing' if not value.strip() else shorten(value)}, expected {expected}"
-
-
-def shorten(text: str) -> str:
-    """The text in quotes on one line, cut where it is long."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-def sort_events(
-    blocks: list[Rows], sessions: Codes, items: Codes, contexts: Codes, sources: list[tuple[Path, int]]
-) -> Events:
-    """Put all rows in the order of session id and position, and number the sorted texts.
-
-    Raises:
-        DatasetError: If a session has a position twice, or says two lengths.
-    """
-    columns = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in Rows.__dataclass_fields__}
-    blocks.clear()  # or every row would be held twice
-    session_ids, item_ids, context_types = sorted(sessions), sorted(items), sorted(contexts)
-    for name, texts, codes in (
-        ("session", session_ids, sessions),
-        ("item", item_ids, items),
-        ("context", context_types, contexts),
-    ):
-        columns[name] = ranks(texts, codes)[columns[name]].astype(columns[name].dtype)
-    key = (columns["session"].astype(np.int64) << 32) + columns["position"]
-    order = np.argsort(key, kind="stable")
-    key = key[order]
-    for name, column in columns.items():
-        columns[name] = column[order]
-    is_same_session = columns["session"][1:] == columns["session"][:-1]
-
-    def place(i: int) -> str:
-        """File and row of the i-th row of the sorted table."""
-        row = int(order[i])
-        for path, rows in sources:
-            if row < rows:
-                return f"{path}, row {row + 2}"
-            row -= rows
-        raise AssertionError("a row is beyond the last file")
-
-    if (twice := np.flatnonzero(key[1:] == key[:-1])).size:
-        i = int(twice[0])
-        session, position = session_ids[columns["session"][i]], int(columns["position"][i])
-        raise DatasetError(
-            f"{place(i + 1)}: session {shorten(session)}, position {position} is already in {place(i)}, "
-            "expected each position once"
-        )
-    lengths = columns["session_length"]
-    if (differs := np.flatnonzero(is_same_session & (lengths[1:] != lengths[:-1]))).size:
-        i = int(differs[0])
-        raise DatasetError(
-            f"{place(i + 1)}: session_length is {lengths[i + 1]}, but {lengths[i]} in {place(i)} of the same session, "
-            "expected one length a session"
-        )
-    return Events(Rows(**columns), session_ids, item_ids, context_types, sources)
-
-
-def ranks(texts: list[str], codes: Codes) -> Int32[np.ndarray, " N"]:
-    """The place of each code's text among the sorted texts."""
-    places = np.empty(len(texts), dtype=np.int32)
-    places[np.fromiter((codes[text] for text in texts), dtype=np.int64, count=len(texts))] = np.arange(len(texts))
-    return places

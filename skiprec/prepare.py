@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int64, Integer
+from jaxtyping import Bool, Int8, Int32, Int64, Integer
 
 from skiprec import files
 from skiprec.errors import ConfigError, DatasetError
-from skiprec.logs import Events, find_logs, read_logs
+from skiprec.events import NO_FLAG, NOT_NESTED, SKIP_LEVEL, Events
+from skiprec.logs import find_logs, read_logs
+from skiprec.numbering import counted, renumber
 from skiprec.schema import ITEMS, SESSIONS
 
-# N rows, S sessions.
+# N rows, S sessions, R runs of rows.
 
 FORMAT = 1
 """Version of the folder's layout."""
@@ -117,6 +120,26 @@ class Manifest:
         return manifest
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a dataset keeps of the events: N rows of S sessions. Numbers are still those of everything that was read."""
+
+    session: Int32[np.ndarray, " S"]
+    date: Int32[np.ndarray, " S"]
+    """Of a session's first row, whether that is kept or not."""
+    lengths: Int64[np.ndarray, " S"]
+    items: Int32[np.ndarray, " N"]
+    levels: Int8[np.ndarray, " N"]
+    contexts: Int32[np.ndarray, " R"]
+    context_lengths: Int32[np.ndarray, " R"]
+    """For how many rows each of them holds."""
+    session_ids: pa.StringArray
+    item_ids: pa.StringArray
+    context_types: list[str]
+    counts: dict[str, int]
+    dropped: dict[str, int]
+
+
 def prepare_logs(
     paths: Sequence[str | Path], out: str | Path, *, config: PrepareConfig | None = None, progress: bool = True
 ) -> Manifest:
@@ -138,36 +161,82 @@ def prepare_logs(
     config = config or PrepareConfig()
     out = Path(out)
     files.refuse_existing(out)  # before minutes of reading
-    sessions, items, manifest = build(read_logs(find_logs(paths), progress=progress), config)
-    with files.new_folder(out) as folder:
-        # One row group: pyarrow, and so pandas, cannot read lists of dictionaries out of several at once.
-        pq.write_table(sessions, folder / "sessions.parquet", row_group_size=len(sessions))
-        pq.write_table(items, folder / "items.parquet")
-        text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
-        files.write_file(folder / "manifest.json", text + "\n")
+    with lean_arrow():
+        sessions, items, manifest = build(find_logs(paths), config, progress=progress)
+        pa.default_memory_pool().release_unused()
+        with files.new_folder(out) as folder:
+            # One row group: pyarrow, and so pandas, cannot read lists of dictionaries out of several at once.
+            few = ["date", "skip_levels.list.element", "contexts.list.element"]  # whose values are worth a dictionary
+            pq.write_table(sessions, folder / "sessions.parquet", row_group_size=len(sessions), use_dictionary=few)
+            pq.write_table(items, folder / "items.parquet", use_dictionary=False)
+            text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
+            files.write_file(folder / "manifest.json", text + "\n")
     return manifest
 
 
-def build(events: Events, config: PrepareConfig) -> tuple[pa.Table, pa.Table, Manifest]:
+@contextmanager
+def lean_arrow() -> Iterator[None]:
+    """Let Arrow allocate as all else does: its own allocator keeps what is freed, some 150 MB here."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
+
+
+def build(logs: Sequence[Path], config: PrepareConfig, *, progress: bool) -> tuple[pa.Table, pa.Table, Manifest]:
     """The two tables of a dataset and its manifest.
+
+    Raises:
+        DatasetError: If a log is not as it should be, or no session can be kept.
+    """
+    # Each step lets go of what the one before it made: no more than two of them are ever held.
+    events = read_logs(logs, progress=progress)
+    pa.default_memory_pool().release_unused()
+    sources = [{"file": name, "rows": n} for name, n in sorted((path.name, n) for path, n in events.sources)]
+    kept = choose(events, config)
+    del events
+    sessions, items = tables(kept)
+    counts, dropped = kept.counts | {"items": len(items)}, kept.dropped
+    del kept
+    settings = dataclasses.asdict(config)
+    manifest = Manifest(
+        format=FORMAT,
+        settings=settings,
+        sources=sources,
+        counts=counts,
+        dropped=dropped,
+        digests=table_digests(sessions, items, settings),
+    )
+    return sessions, items, manifest
+
+
+def choose(events: Events, config: PrepareConfig) -> Kept:
+    """The sessions that a dataset keeps, and what is left of them.
 
     Raises:
         DatasetError: If no session can be kept.
     """
-    rows = events.rows
-    starts = np.flatnonzero(np.diff(rows.session, prepend=-1))  # (S,) of all sessions read
-    lengths = np.diff(starts, append=len(rows.session))
+    runs = events.runs
+    first_run = np.flatnonzero(np.diff(runs.session, prepend=-1))  # (S,) of all sessions read
+    last_run = np.append(first_run[1:], len(runs.session)) - 1
+    run_starts = np.cumsum(runs.n_rows, dtype=np.int64) - runs.n_rows
+    starts = run_starts[first_run]
+    lengths = np.diff(starts, append=len(events.item))
     kept_lengths = np.minimum(lengths, config.max_length)
-    is_skipped = rows.skip_level >= config.skip_threshold
 
     # Sorted without repeats, positions are exactly 1..session_length if the first is 1 and the last is both their
     # number and the session's length.
-    last = starts + lengths - 1
-    is_whole = (rows.position[starts] == 1) & (rows.position[last] == lengths) & (rows.session_length[last] == lengths)
+    last_position = runs.position[last_run].astype(np.int64) + runs.n_rows[last_run] - 1
+    is_whole = (runs.position[first_run] == 1) & (last_position == lengths) & (runs.session_length[last_run] == lengths)
     is_long = lengths >= config.min_length
     # In the training prefix: flags of held-out rows must not decide what is trained on.
-    has_skip = sums(is_skipped, last + 1 - kept_lengths, np.maximum(kept_lengths - N_HELD_OUT, 0)) > 0
-    is_wanted = has_skip if config.only_sessions_with_skips else np.ones_like(is_whole)
+    is_wanted = np.ones_like(is_whole)
+    if config.only_sessions_with_skips:
+        is_skipped = (events.flags & SKIP_LEVEL) >= config.skip_threshold
+        is_skipped &= marked(lengths, lengths - kept_lengths, np.maximum(kept_lengths - N_HELD_OUT, 0))
+        is_wanted = np.logical_or.reduceat(is_skipped, starts)
     keep = is_whole & is_long & is_wanted
     dropped = {
         "incomplete": int((~is_whole).sum()),
@@ -178,71 +247,84 @@ def build(events: Events, config: PrepareConfig) -> tuple[pa.Table, pa.Table, Ma
         why = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
         raise DatasetError(
             f"{', '.join(str(path) for path, _ in events.sources[:3])}{', ...' if len(events.sources) > 3 else ''}: "
-            f"none of {len(starts)} sessions can be used ({why}), expected at least one of positions "
+            f"none of {len(keep)} sessions can be used ({why}), expected at least one of positions "
             f"1..session_length and {config.min_length} rows or more"
         )
 
-    starts, lengths, kept_lengths = starts[keep], lengths[keep], kept_lengths[keep]
-    firsts = starts + lengths - kept_lengths  # of what is left of each session
-    chosen = within(firsts, kept_lengths)  # rows of the events, session by session
-    offsets = np.concatenate([[0], np.cumsum(kept_lengths)]).astype(np.int32)
-    catalogue, items = np.unique(rows.item[chosen], return_inverse=True)  # item numbers are in the order of item_id
-    items = items + 1  # index 0 is padding
-    levels = rows.skip_level[chosen]
-    contexts = rows.context[chosen]
-    context_types, contexts = np.unique(contexts, return_inverse=True)
+    kept_lengths[~keep] = 0
+    is_kept = marked(lengths, lengths - kept_lengths, kept_lengths)  # (N,)
+    in_run = np.add.reduceat(is_kept, run_starts, dtype=np.int32)  # kept rows of each run
+    kept_runs = np.flatnonzero(in_run)
+    session, date = runs.session[kept_runs], runs.date[kept_runs]
+    is_other_date = (session[1:] == session[:-1]) & (date[1:] != date[:-1])
+    flags = events.flags[is_kept]
+    levels = (flags & SKIP_LEVEL).astype(np.int8)
+    return Kept(
+        session=runs.session[first_run[keep]],
+        date=runs.date[first_run[keep]],
+        lengths=kept_lengths[keep],
+        items=events.item[is_kept],
+        levels=levels,
+        contexts=runs.context[kept_runs],
+        context_lengths=in_run[kept_runs],
+        session_ids=events.session_ids,
+        item_ids=events.item_ids,
+        context_types=events.context_types,
+        dropped=dropped,
+        counts={
+            "rows_read": len(events.item),
+            "sessions_read": len(keep),
+            "sessions": int(keep.sum()),
+            "items": 0,  # see tables
+            "rows": len(levels),
+            "truncated": int((lengths[keep] > config.max_length).sum()),
+            **{f"skip_level_{level}": int((levels == level).sum()) for level in range(4)},
+            "skipped": int((levels >= config.skip_threshold).sum()),
+            "no_flag": int((flags & NO_FLAG > 0).sum()),
+            "not_nested": int((flags & NOT_NESTED > 0).sum()),
+            "sessions_over_several_dates": len(np.unique(session[1:][is_other_date])),
+        },
+    )
 
-    is_prefix = np.arange(len(chosen)) < np.repeat(offsets[1:] - N_HELD_OUT, kept_lengths)
-    plays = np.bincount(items[is_prefix], minlength=len(catalogue) + 1)
-    session_table = pa.table(
+
+def tables(kept: Kept) -> tuple[pa.Table, pa.Table]:
+    """The dataset's sessions and items. Items are numbered anew, in place, without those that went."""
+    # Numbers are in the order of texts already. Items count from 1, as 0 is padding.
+    is_used = counted(kept.items, len(kept.item_ids)) > 0
+    is_prefix = marked(kept.lengths, np.zeros_like(kept.lengths), kept.lengths - N_HELD_OUT)
+    plays = counted(kept.items[is_prefix], len(kept.item_ids))[is_used]
+    renumber(kept.items, np.cumsum(is_used, dtype=np.int32))
+    contexts, numbers = np.unique(kept.contexts, return_inverse=True)
+    context_types = pa.array([kept.context_types[i] for i in contexts], pa.string())
+    contexts = np.repeat(numbers.astype(np.int32), kept.context_lengths)
+    offsets = np.concatenate([[0], np.cumsum(kept.lengths)]).astype(np.int32)
+    sessions = pa.table(
         [
-            pa.array([events.session_ids[i] for i in rows.session[starts]], pa.string()),
-            pa.array(rows.date[starts], pa.int32()).cast(pa.date32()),
-            pa.ListArray.from_arrays(offsets, pa.array(items, pa.int32())),
-            pa.ListArray.from_arrays(offsets, pa.array(levels, pa.int8())),
-            pa.ListArray.from_arrays(
-                offsets,
-                pa.DictionaryArray.from_arrays(
-                    pa.array(contexts, pa.int32()),
-                    pa.array([events.context_types[i] for i in context_types], pa.string()),
-                ),
-            ),
+            kept.session_ids.take(pa.array(kept.session)),
+            pa.array(kept.date).cast(pa.date32()),
+            pa.ListArray.from_arrays(offsets, pa.array(kept.items)),
+            pa.ListArray.from_arrays(offsets, pa.array(kept.levels)),
+            pa.ListArray.from_arrays(offsets, pa.DictionaryArray.from_arrays(pa.array(contexts), context_types)),
         ],
         schema=SESSIONS,
     )
-    item_table = pa.table(
+    items = pa.table(
         [
-            pa.array(np.arange(1, len(catalogue) + 1), pa.int32()),
-            pa.array([events.item_ids[i] for i in catalogue], pa.string()),
-            pa.array(plays[1:], pa.int64()),
+            pa.array(np.arange(1, len(plays) + 1, dtype=np.int32)),
+            kept.item_ids.filter(pa.array(is_used)),
+            pa.array(plays),
         ],
         schema=ITEMS,
     )
-    counts = {
-        "rows_read": len(rows.session),
-        "sessions_read": len(is_whole),
-        "sessions": len(starts),
-        "items": len(catalogue),
-        "rows": len(chosen),
-        "truncated": int((lengths > config.max_length).sum()),
-        **{f"skip_level_{level}": int((levels == level).sum()) for level in range(4)},
-        "skipped": int(is_skipped[chosen].sum()),
-        "no_flag": int(rows.no_flag[chosen].sum()),
-        "not_nested": int(rows.not_nested[chosen].sum()),
-        "sessions_over_several_dates": int(
-            (sums(changes(rows.date, firsts, kept_lengths), firsts, kept_lengths) > 0).sum()
-        ),
-    }
-    settings = dataclasses.asdict(config)
-    manifest = Manifest(
-        format=FORMAT,
-        settings=settings,
-        sources=[{"file": name, "rows": n} for name, n in sorted((path.name, n) for path, n in events.sources)],
-        counts=counts,
-        dropped=dropped,
-        digests=table_digests(session_table, item_table, settings),
-    )
-    return session_table, item_table, manifest
+    return sessions, items
+
+
+def marked(
+    lengths: Int64[np.ndarray, " S"], firsts: Int64[np.ndarray, " S"], n: Int64[np.ndarray, " S"]
+) -> Bool[np.ndarray, " N"]:
+    """Of each session's `length` rows, true are the `n` from the `first` on."""
+    counts = np.stack([firsts, n, lengths - firsts - n], axis=1)
+    return np.repeat(np.tile([False, True, False], len(lengths)), counts.ravel())
 
 
 def within(firsts: Integer[np.ndarray, " S"], lengths: Integer[np.ndarray, " S"]) -> Int64[np.ndarray, " N"]:
@@ -251,56 +333,49 @@ def within(firsts: Integer[np.ndarray, " S"], lengths: Integer[np.ndarray, " S"]
     return np.repeat(firsts - before, lengths) + np.arange(lengths.sum())
 
 
-def sums(
-    flags: Bool[np.ndarray, " N"], firsts: Integer[np.ndarray, " S"], lengths: Integer[np.ndarray, " S"]
-) -> Int64[np.ndarray, " S"]:
-    """How many of the `length` flags from `first` on are true."""
-    total = np.concatenate([[0], np.cumsum(flags)])
-    return total[firsts + lengths] - total[firsts]
-
-
-def changes(
-    values: Integer[np.ndarray, " N"], firsts: Integer[np.ndarray, " S"], lengths: Integer[np.ndarray, " S"]
-) -> Bool[np.ndarray, " N"]:
-    """True at a row whose value is not that of the row before it; never at the first row of a session."""
-    differs = np.diff(values, prepend=values[:1]) != 0
-    differs[firsts] = False
-    return differs
-
-
 def table_digests(sessions: pa.Table, items: pa.Table, settings: dict[str, Any]) -> dict[str, str]:
     """The manifest's digests: of values in a fixed form, so that neither file format nor library version matters."""
     lists = {name: combined(sessions[name]) for name in ("items", "skip_levels", "contexts")}
-    lengths = [np.diff(array.offsets.to_numpy()).astype("<i4").tobytes() for array in lists.values()]
+    lengths = [as_bytes(np.diff(array.offsets.to_numpy()), "<i4") for array in lists.values()]
     context = lists["contexts"].flatten()
     by_name = pc.array_sort_indices(context.dictionary)  # parquet need not keep the order in which they are numbered
-    place = np.argsort(by_name.to_numpy())
+    contexts = context.indices.to_numpy()
+    if (place := np.argsort(by_name.to_numpy()).astype(np.int32)).tolist() != list(range(len(place))):
+        contexts = contexts.copy()
+        renumber(contexts, place)
     digests = {
         "sessions": files.sha256(
             *texts_as_bytes(combined(sessions["session_id"])),
-            combined(sessions["date"]).cast(pa.int32()).to_numpy().astype("<i4").tobytes(),
+            as_bytes(combined(sessions["date"]).cast(pa.int32()).to_numpy(), "<i4"),
             *lengths,
-            lists["items"].flatten().to_numpy().astype("<i4").tobytes(),
-            lists["skip_levels"].flatten().to_numpy().astype("<i1").tobytes(),
-            place[context.indices.to_numpy()].astype("<i4").tobytes(),
+            as_bytes(lists["items"].flatten().to_numpy(), "<i4"),
+            as_bytes(lists["skip_levels"].flatten().to_numpy(), "<i1"),
+            as_bytes(contexts, "<i4"),
             *texts_as_bytes(context.dictionary.take(by_name)),
         ),
         "items": files.sha256(
-            combined(items["item_index"]).to_numpy().astype("<i4").tobytes(),
+            as_bytes(combined(items["item_index"]).to_numpy(), "<i4"),
             *texts_as_bytes(combined(items["item_id"])),
-            combined(items["plays"]).to_numpy().astype("<i8").tobytes(),
+            as_bytes(combined(items["plays"]).to_numpy(), "<i8"),
         ),
     }
     return digests | {"dataset": files.sha256(files.canonical_json([settings, digests]).encode())}
 
 
+def as_bytes(values: Integer[np.ndarray, " N"], dtype: str) -> memoryview:
+    """The values' bytes in a fixed form; not copied where they are in it already."""
+    return memoryview(np.ascontiguousarray(values, dtype=dtype)).cast("B")
+
+
 def combined(column: pa.ChunkedArray) -> pa.Array:
     """The column as one array that starts at its buffers' start."""
+    if column.num_chunks == 1 and column.chunk(0).offset == 0:
+        return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
-def texts_as_bytes(texts: pa.Array) -> tuple[bytes, bytes]:
+def texts_as_bytes(texts: pa.Array) -> tuple[memoryview, memoryview]:
     """Lengths and concatenated UTF-8 of the texts."""
     texts = texts.cast(pa.large_string())
     offsets = np.frombuffer(texts.buffers()[1], dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return np.diff(offsets).astype("<i8").tobytes(), texts.buffers()[2].to_pybytes()[offsets[0] : offsets[-1]]
+    return as_bytes(np.diff(offsets), "<i8"), memoryview(texts.buffers()[2])[offsets[0] : offsets[-1]]

@@ -9,7 +9,8 @@ import pytest
 
 import skiprec.logs
 from skiprec.errors import DatasetError
-from skiprec.logs import Events, find_logs, read_logs
+from skiprec.events import NO_FLAG, NOT_NESTED, SKIP_LEVEL, Events
+from skiprec.logs import find_logs, read_logs
 from skiprec.schema import LOG_COLUMNS
 
 HEADER = ",".join(LOG_COLUMNS)
@@ -43,6 +44,25 @@ def read(*files: Path) -> Events:
     return read_logs(files, progress=False)
 
 
+def row_by_row(events: Events) -> dict[str, list[int]]:
+    """The columns of the table that the events' runs stand for."""
+    runs, step = events.runs, [i for n in events.runs.n_rows for i in range(n)]
+    names = ("session", "session_length", "date", "context")
+    columns = {name: np.repeat(getattr(runs, name), runs.n_rows).tolist() for name in names}
+    columns["position"] = [int(p) + i for p, i in zip(np.repeat(runs.position, runs.n_rows), step, strict=True)]
+    return columns | {
+        "item": events.item.tolist(),
+        "skip_level": [int(flags) & SKIP_LEVEL for flags in events.flags],
+        "not_nested": [bool(flags & NOT_NESTED) for flags in events.flags],
+        "no_flag": [bool(flags & NO_FLAG) for flags in events.flags],
+    }
+
+
+def texts(events: Events) -> tuple[list[str], list[str], list[str]]:
+    """What session, item and context number."""
+    return events.session_ids.to_pylist(), events.item_ids.to_pylist(), events.context_types
+
+
 def refusal(*files: Path) -> str:
     """What is said of files that cannot be read."""
     with pytest.raises(DatasetError) as caught:
@@ -58,14 +78,18 @@ def test_a_row_becomes_numbers_into_sorted_texts(tmp_path):
         log_row("a", 1, 1, "y", 1, date="2018-07-15"),
     ]
     events = read(write_log(tmp_path / "log.csv", rows))
-    assert (events.session_ids, events.item_ids, events.context_types) == (["a", "b"], ["x", "y"], ["charts", "radio"])
-    assert events.rows.session.tolist() == [0, 1, 1]
-    assert events.rows.position.tolist() == [1, 1, 2]
-    assert events.rows.session_length.tolist() == [1, 2, 2]
-    assert events.rows.item.tolist() == [1, 0, 1]
-    assert events.rows.skip_level.tolist() == [1, 3, 2]
-    assert events.rows.date.tolist() == [17727, 0, 1]  # 48 years with 12 leap days, and 195 days: 48 * 365 + 12 + 195
-    assert events.rows.context.tolist() == [1, 1, 0]
+    assert texts(events) == (["a", "b"], ["x", "y"], ["charts", "radio"])
+    assert row_by_row(events) == {
+        "session": [0, 1, 1],
+        "position": [1, 1, 2],
+        "session_length": [1, 2, 2],
+        "item": [1, 0, 1],
+        "skip_level": [1, 3, 2],
+        "date": [17727, 0, 1],  # 48 years with 12 leap days, and 195 days: 48 * 365 + 12 + 195
+        "context": [1, 1, 0],
+        "not_nested": [False] * 3,
+        "no_flag": [False] * 3,
+    }
     assert events.sources == [(tmp_path / "log.csv", 3)]
 
 
@@ -85,23 +109,21 @@ def test_a_row_becomes_numbers_into_sorted_texts(tmp_path):
 )
 def test_the_level_is_that_of_the_strongest_flag_and_odd_flags_are_noted(tmp_path, flags, level, not_nested, no_flag):
     row = log_row(**dict(zip(LOG_COLUMNS[4:8], flags, strict=True)))
-    rows = read(write_log(tmp_path / "log.csv", [row])).rows
-    assert (rows.skip_level[0], rows.not_nested[0], rows.no_flag[0]) == (level, not_nested, no_flag)
+    rows = row_by_row(read(write_log(tmp_path / "log.csv", [row])))
+    assert (rows["skip_level"], rows["not_nested"], rows["no_flag"]) == ([level], [not_nested], [no_flag])
 
 
 @pytest.mark.parametrize("spelling", ["True False", "TRUE FALSE", "true false", "1 0"])
 def test_flags_may_be_spelled_in_four_ways(tmp_path, spelling):
     true, false = spelling.split()
     row = log_row(skip_1=false, skip_2=true, skip_3=true, not_skipped=false)
-    assert read(write_log(tmp_path / "log.csv", [row, log_row(position=2)])).rows.skip_level.tolist() == [2, 0]
+    events = read(write_log(tmp_path / "log.csv", [row, log_row(position=2)]))
+    assert row_by_row(events)["skip_level"] == [2, 0]
 
 
 def same(a: Events, b: Events) -> bool:
     """Equal in all but where they came from."""
-    texts = ("session_ids", "item_ids", "context_types")
-    return all(getattr(a, n) == getattr(b, n) for n in texts) and all(
-        np.array_equal(getattr(a.rows, n), getattr(b.rows, n)) for n in a.rows.__dataclass_fields__
-    )
+    return texts(a) == texts(b) and row_by_row(a) == row_by_row(b)
 
 
 def some_rows(n_sessions: int = 30) -> list[str]:
@@ -114,7 +136,7 @@ def some_rows(n_sessions: int = 30) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("block_bytes", [1, 300, 1 << 24])
+@pytest.mark.parametrize("block_bytes", [1, 300, 1 << 22])
 def test_order_files_packing_and_block_size_do_not_matter(tmp_path, monkeypatch, block_bytes):
     rows = some_rows()
     plain = read(write_log(tmp_path / "all.csv", rows))
@@ -123,6 +145,41 @@ def test_order_files_packing_and_block_size_do_not_matter(tmp_path, monkeypatch,
     parts = [write_log(tmp_path / "1.csv.gz", rows[:77]), write_log(tmp_path / "2.csv", rows[77:])]
     assert same(read(*parts), plain)
     assert same(read(*reversed(parts)), plain)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("block_bytes", [500, 1 << 22])
+def test_events_are_the_rows_sorted_as_a_slow_reader_sorts_them(tmp_path, monkeypatch, shuffled, block_bytes):
+    """Dates and contexts change within sessions, positions are missing, and files end within sessions."""
+    monkeypatch.setattr(skiprec.logs, "BLOCK_BYTES", block_bytes)
+    draw = random.Random(3)
+    rows = []  # as (session, position, length, item, level, days, context)
+    for s in draw.sample(range(100), 40):
+        first_change, other = draw.randint(1, 20), draw.choice(["date", "context", "position", "nothing"])
+        for i in range(1, draw.randint(2, 20)):
+            changed = i >= first_change
+            rows.append(
+                (f"s{s}", i + (changed and other == "position"), 20, f"t{draw.randint(0, 30)}", draw.randint(0, 3),
+                 17_700 + (changed and other == "date"), "charts" if changed and other == "context" else "radio")
+            )  # fmt: skip
+    if shuffled:
+        draw.shuffle(rows)
+    lines = [
+        log_row(s, i, k, t, level, str(np.datetime64(days, "D")), context) for s, i, k, t, level, days, context in rows
+    ]
+    cut = len(lines) // 3
+    events = read(write_log(tmp_path / "1.csv", lines[:cut]), write_log(tmp_path / "2.csv", lines[cut:]))
+    columns = row_by_row(events)
+    found = zip(
+        *(columns[name] for name in ("session", "position", "session_length", "item", "skip_level", "date", "context")),
+        strict=True,
+    )
+    session_ids, item_ids, context_types = texts(events)
+    assert [(session_ids[s], i, k, item_ids[t], *mid, context_types[c]) for s, i, k, t, *mid, c in found] == sorted(
+        rows
+    )
+    if not shuffled and block_bytes > 500:
+        assert len(events.runs.session) <= 2 * 40 + 1  # each session is one or two; one is cut by the file's end
 
 
 def test_byte_order_mark_line_ends_and_empty_last_lines_are_tolerated(tmp_path):
@@ -143,6 +200,19 @@ def test_columns_may_stand_in_any_order_and_further_ones_are_left_alone(tmp_path
     assert same(read(write_log(tmp_path / "a.csv", turned, header)), read(write_log(tmp_path / "b.csv", rows)))
 
 
+@pytest.mark.parametrize("position", ["1", "1.", "1.0", "+1", " 1 ", "01"])
+def test_a_whole_number_may_be_written_in_several_ways(tmp_path, position):
+    events = read(write_log(tmp_path / "log.csv", [log_row(position=position), log_row(position=2)]))
+    assert row_by_row(events)["position"] == [1, 2]
+
+
+def test_a_line_may_be_longer_than_a_block(tmp_path):
+    rows = [log_row("a", 1), log_row("a", 2, premium="x" * 5_000_000), log_row("a", 3, item="y" * 2_000_000)]
+    events = read(write_log(tmp_path / "log.csv", rows))
+    assert row_by_row(events)["position"] == [1, 2, 3]
+    assert texts(events)[1] == ["t", "y" * 2_000_000]
+
+
 def test_an_empty_last_field_that_is_not_read_is_a_field(tmp_path):
     row = log_row(hist_user_behavior_reason_end="")
     assert len(read(write_log(tmp_path / "log.csv", [row])).session_ids) == 1
@@ -154,6 +224,7 @@ def test_an_empty_last_field_that_is_not_read_is_a_field(tmp_path):
         (log_row(position="x"), "session_position is 'x', expected a whole number"),
         (log_row(position="1.5"), "session_position is '1.5', expected a whole number"),
         (log_row(position=3_000_000_000), "session_position is '3000000000', expected a whole number"),
+        (log_row(position="0x1F"), "session_position is '0x1F', expected a whole number"),
         (log_row(position="9" * 30), f"session_position is '{'9' * 30}', expected a whole number"),
         (log_row(length=""), "session_length is missing, expected a whole number"),
         (log_row(session_length="ten"), "session_length is 'ten', expected a whole number"),
@@ -181,7 +252,7 @@ def test_an_empty_last_field_that_is_not_read_is_a_field(tmp_path):
         (log_row(item='"t'), None),  # a quote is a character like another
     ],
 )
-@pytest.mark.parametrize("block_bytes", [1, 1 << 24])
+@pytest.mark.parametrize("block_bytes", [1, 1 << 22])
 def test_a_bad_row_is_named_with_what_was_found_and_expected(tmp_path, monkeypatch, row, message, block_bytes):
     monkeypatch.setattr(skiprec.logs, "BLOCK_BYTES", block_bytes)
     path = write_log(tmp_path / "log.csv", [log_row("a"), row, log_row("z")])
@@ -241,7 +312,7 @@ def test_a_header_alone_is_refused(tmp_path):
     assert refusal(path) == f"{path}: has a header and no rows, expected at least one row"
 
 
-@pytest.mark.parametrize("block_bytes", [1000, 1 << 24])
+@pytest.mark.parametrize("block_bytes", [1000, 1 << 22])
 def test_a_cut_gzip_is_named_by_the_row_where_it_ends(tmp_path, monkeypatch, block_bytes):
     monkeypatch.setattr(skiprec.logs, "BLOCK_BYTES", block_bytes)
     rows = [log_row(f"{random.Random(i).random()}") for i in range(2000)]
@@ -284,10 +355,19 @@ def test_a_position_that_is_there_twice_is_named_in_both_places(tmp_path):
     )
 
 
+def test_the_first_position_that_two_stretches_of_a_session_share_is_named(tmp_path):
+    one = write_log(tmp_path / "1.csv", [log_row("a", i) for i in (5, 6, 7, 8)])
+    two = write_log(tmp_path / "2.csv", [log_row("b", 1), *(log_row("a", i) for i in (2, 3, 4, 5, 6))])
+    expected = "session 'a', position 5 is already in"
+    assert refusal(one, two) == f"{two}, row 6: {expected} {one}, row 2, expected each position once"
+    assert refusal(two, one) == f"{one}, row 2: {expected} {two}, row 6, expected each position once"
+
+
 def test_a_session_of_two_lengths_is_refused(tmp_path):
-    path = write_log(tmp_path / "log.csv", [log_row("a", 1, 10), log_row("a", 2, 11)])
+    rows = [log_row("a", 1, 10), log_row("a", 2, 10), log_row("a", 3, 11), log_row("b", 1), log_row("b", 2)]
+    path = write_log(tmp_path / "log.csv", rows)
     assert refusal(path) == (
-        f"{path}, row 3: session_length is 11, but 10 in {path}, row 2 of the same session, "
+        f"{path}, row 4: session_length is 11, but 10 in {path}, row 3 of the same session, "
         "expected one length a session"
     )
 

@@ -1,5 +1,6 @@
 """From logs to a dataset folder: which sessions are kept, how items are numbered, what is left after a failure."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,6 +18,7 @@ from test_logs import HEADER, log_row, log_session, write_log
 from skiprec.errors import ConfigError, DatasetError, OutputError
 from skiprec.prepare import Manifest, PrepareConfig, prepare_logs, table_digests
 from skiprec.schema import ITEMS, SESSIONS
+from skiprec.synthetic import synthesize_logs
 
 SMALL = PrepareConfig(min_length=4, max_length=6)
 
@@ -169,6 +171,88 @@ def test_order_of_rows_and_files_changes_nothing_that_is_written(tmp_path):
     assert a["sessions.parquet"] == b["sessions.parquet"]
     assert a["items.parquet"] == b["items.parquet"]
     assert Manifest.read(tmp_path / "a").digests == Manifest.read(tmp_path / "b").digests
+
+
+def test_files_that_end_within_a_session_change_nothing(tmp_path):
+    """In order, each file but the first goes on where the one before it was cut: also in a dropped session."""
+    rows = [row for s in range(8) for row in log_session(f"s{s}", list("abcdefgh")[s:], [2] * (8 - s))]
+    whole, _, _ = prepare(tmp_path, rows, name="whole")
+    (tmp_path / "parts").mkdir()
+    for i in range(0, len(rows), 3):
+        write_log(tmp_path / "parts" / f"{i:02}.csv", rows[i : i + 3])
+    parts = prepare_logs([tmp_path / "parts"], tmp_path / "out", config=SMALL, progress=False)
+    assert (parts.digests, parts.counts, parts.dropped) == (whole.digests, whole.counts, whole.dropped)
+    assert whole.dropped["too_short"] > 0
+
+
+PEAK = """
+import pathlib, sys
+from skiprec.cli import main
+sys.argv[:1] = ["skiprec", "prepare"]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0, end.code
+# Not getrusage: it counts what the parent process held, too.
+print("torch" in sys.modules, pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+def peak(logs: list[Path], out: Path) -> int:
+    """Bytes that `skiprec prepare` holds at most; it does without torch."""
+    command = [sys.executable, "-c", PEAK, *map(str, logs), "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loads_torch, size = done.stdout.splitlines()[-1].split()
+    assert loads_torch == "False"
+    return int(size) * 1024
+
+
+HAS_PROC = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc/self/status to read memory from")
+
+
+@HAS_PROC
+def test_the_command_does_not_load_torch(tmp_path):
+    """It would take longer to load than most logs to prepare, and as much memory."""
+    assert peak([write_log(tmp_path / "log.csv", log_session("s", list("abcdefghij")))], tmp_path / "out") < 200e6
+
+
+@pytest.mark.slow
+@HAS_PROC
+def test_a_row_takes_less_than_64_bytes_of_memory(tmp_path):
+    """Twice the sessions of one catalogue: what preparing takes more is the rows', and their sessions' ids."""
+    logs = synthesize_logs(tmp_path / "logs", sessions=200_000, items=20_000, seed=1, progress=False)
+    peaks, rows = [], []
+    for n in (2, 4):
+        peaks.append(peak(logs[:n], tmp_path / f"out{n}"))
+        rows.append(Manifest.read(tmp_path / f"out{n}").counts["rows_read"])
+    assert rows[1] - rows[0] > 1_500_000
+    assert (peaks[1] - peaks[0]) / (rows[1] - rows[0]) < 64
+
+
+@pytest.mark.parametrize("row", [log_row("s", 4, 4, "d"), log_row("s", 4, "x")])
+def test_arrow_allocates_as_before_when_preparing_is_over(tmp_path, row):
+    default = pa.default_memory_pool()
+    others = [name for name in pa.supported_memory_backends() if name != "system"]
+    if not others:
+        pytest.skip("this pyarrow has the system's allocator alone")
+    pa.set_memory_pool(getattr(pa, f"{others[0]}_memory_pool")())
+    try:
+        with contextlib.suppress(DatasetError):
+            prepare(tmp_path, [*log_session("s", list("abcd"))[:3], row])
+        assert pa.default_memory_pool().backend_name == others[0]
+    finally:
+        pa.set_memory_pool(default)
+
+
+def test_contexts_are_those_of_the_kept_rows_alone(tmp_path):
+    rows = log_session("a", list("abc"), context="charts")  # too short
+    rows += [log_row("b", i, 8, "t", context="catalog" if i <= 3 else "radio") for i in range(1, 9)]
+    rows += log_session("c", list("abcd"), context="catalog")
+    _, sessions, _ = prepare(tmp_path, rows)
+    assert [s["contexts"] for s in sessions] == [["catalog"] + ["radio"] * 5, ["catalog"] * 4]
+    contexts = pq.read_table(tmp_path / "out" / "sessions.parquet")["contexts"].combine_chunks().flatten()
+    assert contexts.dictionary.to_pylist() == ["catalog", "radio"]
 
 
 def test_another_setting_or_value_makes_another_digest(tmp_path):

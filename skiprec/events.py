@@ -1,0 +1,223 @@
+"""Checked rows of all logs, in any order -> events: runs of rows sorted by session and position. Reads no file."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Int32, Int64, Integer, UInt8
+
+from skiprec.errors import DatasetError
+from skiprec.numbering import Codes, Numbering, renumber
+
+# N rows, R runs, V distinct texts.
+
+SKIP_LEVEL = 3
+"""Bits of a row's flags that hold its skip level: 3 where skip_1, else 2 where skip_2, else 1 where skip_3, else 0."""
+NOT_NESTED = 4
+"""Flag of a row with skip_1 without skip_2, or skip_2 without skip_3."""
+NO_FLAG = 8
+"""Flag of a row that is neither skipped at any level nor not_skipped."""
+
+RUNS_AT_ONCE = 1 << 16
+"""Runs whose rows are put in their place at once."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Checked rows that follow each other in a file."""
+
+    session_id: pa.StringArray
+    item_id: pa.StringArray
+    position: Int32[np.ndarray, " N"]
+    session_length: Int32[np.ndarray, " N"]
+    date: Int32[np.ndarray, " N"]
+    """Days since 1970-01-01."""
+    context: Int32[np.ndarray, " N"]
+    """Numbers from the Codes that the reader was given."""
+    flags: UInt8[np.ndarray, " N"]
+    """SKIP_LEVEL, NOT_NESTED, NO_FLAG."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Rows of one session that follow each other in a file and in position, alike in all but item and flags.
+
+    Logs are mostly in order, so there are few more runs than sessions. In a log without any order each row is one.
+    """
+
+    session: Int32[np.ndarray, " R"]
+    position: Int32[np.ndarray, " R"]
+    """Of the first row."""
+    n_rows: Int32[np.ndarray, " R"]
+    session_length: Int32[np.ndarray, " R"]
+    date: Int32[np.ndarray, " R"]
+    context: Int32[np.ndarray, " R"]
+
+
+@dataclass(frozen=True)
+class Events:
+    """Every row of the logs, sorted by session id and position; session, item and context number sorted texts."""
+
+    runs: Runs
+    """What the rows say but for the following."""
+    item: Int32[np.ndarray, " N"]
+    flags: UInt8[np.ndarray, " N"]
+    session_ids: pa.StringArray
+    item_ids: pa.StringArray
+    context_types: list[str]
+    sources: list[tuple[Path, int]]
+    """Each file with its number of rows."""
+
+
+class Column:
+    """Values that come block by block, in one array that grows in place: joined at the end, all would be held twice."""
+
+    def __init__(self, dtype: type) -> None:
+        self.n = 0
+        self.room = np.empty(0, dtype=dtype)
+
+    def append(self, block: Integer[np.ndarray, " N"]) -> None:
+        """Take the next values."""
+        if self.n + len(block) > len(self.room):
+            self.room.resize((self.n + len(block)) * 5 // 4, refcheck=False)
+        self.room[self.n : self.n + len(block)] = block
+        self.n += len(block)
+
+    def whole(self) -> Integer[np.ndarray, " N"]:
+        """All values."""
+        self.room.resize(self.n, refcheck=False)
+        return self.room
+
+
+class Gatherer:
+    """Takes rows block by block and holds them small: five bytes a row, 24 a run, and each id once."""
+
+    def __init__(self) -> None:
+        self.sessions, self.items, self.contexts = Numbering(), Numbering(), Codes()
+        self.runs = {field.name: Column(np.int32) for field in dataclasses.fields(Runs)}
+        self.item, self.flags = Column(np.int32), Column(np.uint8)
+        self.sources: list[tuple[Path, int]] = []
+
+    def add(self, rows: Rows) -> None:
+        """Take the next rows of a file."""
+        starts = run_starts(rows)
+        self.runs["session"].append(self.sessions.numbers(rows.session_id.take(pa.array(starts))))
+        self.runs["n_rows"].append(np.diff(starts, append=len(rows.item_id)))
+        for name in ("position", "session_length", "date", "context"):
+            self.runs[name].append(getattr(rows, name)[starts])
+        self.item.append(self.items.numbers(rows.item_id))
+        self.flags.append(rows.flags)
+
+    def end_file(self, path: Path) -> None:
+        """Note that all rows since the last such call were this file's."""
+        self.sources.append((path, self.item.n - sum(n for _, n in self.sources)))
+
+    def finish(self) -> Events:
+        """Everything that was added, sorted. The gatherer is of no use then.
+
+        Raises:
+            DatasetError: If a session has a position twice, or says two lengths.
+        """
+        item_ids, places = self.items.in_order()
+        self.items = Numbering()
+        item = self.item.whole()
+        renumber(item, places)
+        session_ids, places = self.sessions.in_order()
+        self.sessions = Numbering()
+        columns = {name: column.whole() for name, column in self.runs.items()}
+        renumber(columns["session"], places)
+        columns["context"] = sorted_places(self.contexts)[columns["context"]]
+
+        first_row = np.cumsum(columns["n_rows"], dtype=np.int64) - columns["n_rows"]
+        order = np.argsort((columns["session"].astype(np.int64) << 32) + columns["position"], kind="stable")
+        runs = Runs(**{name: column[order] for name, column in columns.items()})
+        first_row = first_row[order]
+        check_runs(runs, first_row, session_ids, self.sources)
+        return Events(
+            runs=runs,
+            item=in_order_of_runs(item, first_row, runs.n_rows),
+            flags=in_order_of_runs(self.flags.whole(), first_row, runs.n_rows),
+            session_ids=session_ids,
+            item_ids=item_ids,
+            context_types=sorted(self.contexts),
+            sources=self.sources,
+        )
+
+
+def run_starts(rows: Rows) -> Int64[np.ndarray, " R"]:
+    """The rows that begin a run."""
+    is_start = np.ones(len(rows.position), dtype=bool)
+    is_start[1:] = pc.not_equal(rows.session_id[1:], rows.session_id[:-1]).to_numpy(zero_copy_only=False)
+    is_start[1:] |= np.diff(rows.position) != 1
+    for column in (rows.session_length, rows.date, rows.context):
+        is_start[1:] |= column[1:] != column[:-1]
+    return np.flatnonzero(is_start)
+
+
+def sorted_places(codes: Codes) -> Int32[np.ndarray, " V"]:
+    """The place of each code's text among the sorted texts."""
+    places = np.empty(len(codes), dtype=np.int32)
+    places[[codes[text] for text in sorted(codes)]] = np.arange(len(codes))
+    return places
+
+
+def in_order_of_runs(
+    values: Integer[np.ndarray, " N"], first_row: Int64[np.ndarray, " R"], n_rows: Int32[np.ndarray, " R"]
+) -> Integer[np.ndarray, " N"]:
+    """The values of all runs in turn, each of them at `n_rows` places from `first_row` on."""
+    ends = np.cumsum(n_rows, dtype=np.int64)
+    if np.array_equal(first_row, ends - n_rows):
+        return values
+    ordered = np.empty_like(values)
+    for i in range(0, len(n_rows), RUNS_AT_ONCE):
+        some = slice(i, i + RUNS_AT_ONCE)
+        start, end = ends[i] - n_rows[i], ends[some][-1]
+        offset = first_row[some] - (ends[some] - n_rows[some])  # from a row's new place to its old one
+        ordered[start:end] = values[np.repeat(offset, n_rows[some]) + np.arange(start, end)]
+    return ordered
+
+
+def check_runs(
+    runs: Runs, first_row: Int64[np.ndarray, " R"], session_ids: pa.StringArray, sources: list[tuple[Path, int]]
+) -> None:
+    """Refuse a session that has a position twice, or two lengths."""
+    is_same_session = runs.session[1:] == runs.session[:-1]
+    # Sorted by first position, runs that overlap include two neighbours, and the first such two start to overlap at
+    # the first position that is there twice.
+    gap = runs.position[1:].astype(np.int64) - runs.position[:-1] - runs.n_rows[:-1]
+    if (i := first_true(is_same_session & (gap < 0))) is not None:
+        position = int(runs.position[i + 1])
+        one, other = sorted((int(first_row[i]) + position - int(runs.position[i]), int(first_row[i + 1])))
+        raise DatasetError(
+            f"{place(sources, other)}: session {shorten(session_ids[int(runs.session[i])].as_py())}, position "
+            f"{position} is already in {place(sources, one)}, expected each position once"
+        )
+    lengths = runs.session_length
+    if (i := first_true(is_same_session & (lengths[1:] != lengths[:-1]))) is not None:
+        last_row = int(first_row[i]) + int(runs.n_rows[i]) - 1
+        raise DatasetError(
+            f"{place(sources, int(first_row[i + 1]))}: session_length is {lengths[i + 1]}, but {lengths[i]} in "
+            f"{place(sources, last_row)} of the same session, expected one length a session"
+        )
+
+
+def first_true(flags: Bool[np.ndarray, " N"]) -> int | None:
+    """Index of the first true one."""
+    return int(flags.argmax()) if flags.any() else None
+
+
+def place(sources: list[tuple[Path, int]], row: int) -> str:
+    """File and row of the row-th row of all files."""
+    for path, n_rows in sources:
+        if row < n_rows:
+            return f"{path}, row {row + 2}"
+        row -= n_rows
+    raise AssertionError("a row is beyond the last file")
+
+
+def shorten(text: str) -> str:
+    """The text in quotes on one line, cut where it is long."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")
