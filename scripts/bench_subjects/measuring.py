@@ -1,0 +1,127 @@
+"""What the subjects of the benchmark share: the work, the sessions, the clock, and the line of JSON that they print.
+
+A subject is a program of its own, run by scripts/bench.py in its own environment:
+`python SUBJECT.py --items 50000 --measure train --mode session --seconds 5 --threads 2`. Only torch is needed here.
+"""
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+from torch import Tensor
+
+# The work, the same for all: B sessions a step, T input positions with as many targets, D width, N negatives.
+D, BLOCKS, HEADS, FEED_FORWARD, DROPOUT = 128, 2, 8, 128, 0.2
+T, B, N = 20, 128, 1000
+LEARNING_RATE, MAX_GRAD_NORM = 1e-3, 5.0
+WHOLE = T + 3
+"""Items of a whole session: T inputs, the last training target, and the two that are held out."""
+N_SESSIONS = 32 * B
+N_CANDIDATES = 1000
+EVALUATED_AT_A_TIME = 256
+
+WARM_UP_STEPS = 4
+BLOCK_SECONDS = 0.4
+
+
+@dataclass(frozen=True)
+class Task:
+    """What this process is to measure."""
+
+    items: int
+    """Size of the catalogue; item indices are 1 to items."""
+    measure: str
+    """train or evaluate."""
+    mode: str
+    """train: session, shared, position, catalogue, one. evaluate: candidates, catalogue."""
+    seconds: float
+    threads: int
+    variant: str
+
+
+def read_task() -> Task:
+    """The command line of every subject."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--items", type=int, required=True)
+    parser.add_argument("--measure", choices=("train", "evaluate", "bound"), default="train")
+    parser.add_argument("--mode", default="session")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--variant", default="")
+    task = Task(**vars(parser.parse_args()))
+    torch.set_num_threads(task.threads)
+    torch.manual_seed(1)
+    return task
+
+
+def whole_sessions(items: int, n: int = N_SESSIONS) -> Tensor:
+    """(n, WHOLE) random item indices, the same for every subject."""
+    return torch.randint(1, items + 1, (n, WHOLE), generator=torch.Generator().manual_seed(1))
+
+
+def batch_rows(step: int, n: int = N_SESSIONS) -> Tensor:
+    """The rows of one step's batch, in an order of its own each time round."""
+    epoch, number = divmod(step, n // B)
+    return torch.randperm(n, generator=torch.Generator().manual_seed(epoch))[number * B : (number + 1) * B]
+
+
+def keep_freed_memory() -> None:
+    """glibc keeps freed buffers in the process: without it a step pays for page faults (see skiprec.device)."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+
+
+def clock(step: Callable[[int], int], seconds: float) -> dict[str, float]:
+    """Time steps in blocks, after a few that are reported apart.
+
+    Args:
+        step: Does step number i, from 0, and says how many sessions it took.
+        seconds: About how long to measure.
+
+    Returns:
+        Median sessions a second and seconds a step over the blocks, and what the warm-up took.
+    """
+    start = time.perf_counter()
+    done = 0
+    while done < WARM_UP_STEPS or time.perf_counter() - start < seconds / 5:
+        before = time.perf_counter()
+        step(done)
+        last = time.perf_counter() - before
+        done += 1
+    warm_up = time.perf_counter() - start
+    steps_a_block = math.ceil(BLOCK_SECONDS / last)
+    rates, times = [], []
+    start = time.perf_counter()
+    while len(rates) < 3 or time.perf_counter() - start < seconds:
+        before = time.perf_counter()
+        sessions = sum(step(done + i) for i in range(steps_a_block))
+        block = time.perf_counter() - before
+        done += steps_a_block
+        rates.append(sessions / block)
+        times.append(block / steps_a_block)
+    return {
+        "sessions_per_second": statistics.median(rates),
+        "step_seconds": statistics.median(times),
+        "blocks": len(rates),
+        "steps": done,
+        "warm_up_seconds": warm_up,
+    }
+
+
+def report(figures: dict, *, notes: str = "", packages: tuple[str, ...] = ()) -> None:
+    """Print the line that bench.py reads."""
+    versions = {"python": platform.python_version()} | {name: version(name) for name in ("torch", *packages)}
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(figures | {"peak_mib": peak_mib, "notes": notes, "versions": versions}), flush=True)
