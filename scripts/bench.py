@@ -49,54 +49,44 @@ class Subject:
 
 
 TRAIN = (("train", "session"), ("train", "shared"))
+SESSION = (("train", "session"),)
 CANDIDATES, CATALOGUE = ("evaluate", "candidates"), ("evaluate", "catalogue")
+BOUND = (("bound", "session"), ("bound", "shared"))
+OVERHEAD = (("overhead", "session"),)
+
+
+def subject(name: str, title: str, program: str, measures: tuple, **others) -> Subject:
+    """In one line."""
+    return Subject(name=name, title=title, program=program, measures=measures, **others)
+
+
+REPLAY = {"program": "peer_replay.py", "environment": "replay"}
 ALL = (
-    Subject(name="skiprec", title="skiprec", program="project.py", measures=(*TRAIN, CANDIDATES)),
-    Subject(
-        name="skiprec-s-plus",
-        title="skiprec, S+ item",
-        program="project.py",
-        variant="s-plus",
-        measures=(("train", "session"),),
+    subject("skiprec", "skiprec", "project.py", (*TRAIN, CANDIDATES)),
+    subject("skiprec-s-plus", "skiprec, S+ item", "project.py", SESSION, variant="s-plus"),
+    subject("floor", "floor", "floor.py", BOUND),
+    subject("plain", "plain PyTorch, fused Adam", "peer_plain.py", (*TRAIN, CANDIDATES)),
+    subject("plain-malloc", "the same, freed memory kept", "peer_plain.py", TRAIN, variant="malloc"),
+    subject("plain-sparse", "the same, SparseAdam", "peer_plain.py", TRAIN, variant="sparse"),
+    subject("replay", "RePlay SasRec", measures=(*TRAIN, CANDIDATES, CATALOGUE), **REPLAY),
+    subject("replay-fast", "RePlay SasRec, fused Adam", measures=TRAIN, variant="fast", **REPLAY),
+    subject(
+        "replay-grouped", "RePlay, grouped loss, fused", measures=SESSION, variant="grouped", most_items=SMALL, **REPLAY
     ),
-    Subject(name="floor", title="floor", program="floor.py", measures=(("bound", "session"), ("bound", "shared"))),
-    Subject(
-        name="plain",
-        title="plain PyTorch, fused Adam",
-        program="peer_plain.py",
-        measures=(*TRAIN, CANDIDATES),
+    subject(
+        "rectools", "RecTools SASRec", "peer_rectools.py", (("train", "position"), CATALOGUE), environment="rectools"
     ),
-    Subject(
-        name="plain-sparse",
-        title="plain PyTorch, SparseAdam",
-        program="peer_plain.py",
-        variant="sparse",
-        measures=(("train", "session"),),
+    subject("recbole", "RecBole SASRec, BPR", "peer_recbole.py", (("train", "one"), CATALOGUE), environment="recbole"),
+    subject(
+        "recbole-ce",
+        "RecBole SASRec, CE",
+        "peer_recbole.py",
+        (("train", "catalogue"),),
+        environment="recbole",
+        most_items=SMALL,
     ),
-    Subject(
-        name="replay",
-        title="RePlay SasRec",
-        program="peer_replay.py",
-        environment="replay",
-        measures=(*TRAIN, CANDIDATES, CATALOGUE),
-    ),
-    Subject(
-        name="replay-fast",
-        title="RePlay SasRec, fused Adam",
-        program="peer_replay.py",
-        variant="fast",
-        environment="replay",
-        measures=TRAIN,
-    ),
-    Subject(
-        name="replay-grouped",
-        title="RePlay SasRec, grouped loss, fused Adam",
-        program="peer_replay.py",
-        variant="grouped",
-        environment="replay",
-        measures=(("train", "session"),),
-        most_items=200_000,
-    ),
+    subject("train-overhead", "`skiprec train`", "train_overhead.py", OVERHEAD, any_size=False),
+    subject("study-overhead", "a trial of a study", "study_overhead.py", OVERHEAD, any_size=False),
 )
 
 
@@ -280,6 +270,7 @@ def goals_of(rows: list[dict]) -> list[Goal]:
         ("replay", "RePlay, its own Adam", "shared", (2.7, 24)),
         ("replay-fast", "RePlay, fused Adam", "shared", (2.7, 24)),
         ("plain", "plain PyTorch, fused Adam", "session", (1.8, 5)),
+        ("plain-malloc", "the same, freed memory kept", "session", (1.8, 5)),
     ):
         for items, least in zip((SMALL, LARGE), wanted, strict=True):
             name = f"training against {title}, {mode}, {items:,} items"
@@ -302,25 +293,36 @@ def goals_of(rows: list[dict]) -> list[Goal]:
     ]
     peak_gb = max(peaks) * 2**20 / 1e9 if peaks else None
     goals.append(Goal(f"peak memory at {LARGE:,} items, GB", "at most", 2.8, peak_gb))
-    for subject, measure, title, most in (
-        ("train-overhead", "wall", "`skiprec train` over the bare step loop, validation apart", 1.03),
-        ("study-overhead", "wall", "a study's time per trial besides training, seconds", 0.3),
+    for subject, title, most in (
+        ("train-overhead", "`skiprec train` over the bare step loop, validation apart", 1.03),
+        ("study-overhead", "a study's time per trial besides training, seconds", 0.3),
     ):
-        figure = next((r.get("figure") for r in rows if r["subject"] == subject and r["measure"] == measure), None)
+        figure = next((row.get("figure") for row in rows if row["subject"] == subject), None)
         goals.append(Goal(title, "at most", most, figure))
     return goals
 
 
 def table_of_rows(rows: list[dict]) -> str:
     """For people."""
-    lines = [("items", "measure", "mode", "subject", "sessions/s", "step ms", "peak MiB", "ratio", "notes")]
+    columns = {
+        "sessions/s": ("sessions_per_second", 1, ",.0f"),
+        "step ms": ("step_seconds", 1000, ",.1f"),
+        "peak MiB": ("peak_mib", 1, ",.0f"),
+        "ratio": ("ratio", 1, ",.2f"),
+        "others %": ("others_share", 100, ".0f"),
+    }
+    lines = [("items", "measure", "mode", "subject", *columns, "notes")]
     for row in rows:
-        figures = [value(row, name) for name in ("sessions_per_second", "step_seconds", "peak_mib", "ratio")]
-        figures[1] = figures[1] and 1000 * figures[1]
-        texts = [f"{f:,.{d}f}" if f is not None else "-" for f, d in zip(figures, (0, 1, 0, 2), strict=True)]
+        texts = []
+        for name, scale, form in columns.values():
+            figure = value(row, name)
+            texts.append("-" if figure is None else format(scale * figure, form))
         notes = f"FAILED: {row['error']}" if "error" in row else row["notes"]
+        if "figure" in row:
+            notes = f"{row['figure']:.3f} {notes}"
         lines.append((f"{row['items']:,}", row["measure"], row["mode"], row["title"], *texts, notes))
-    return aligned(lines, right=(0, 4, 5, 6, 7))
+    legend = "ratio: the project's sessions a second over the row's. others: cores taken by other programs meanwhile."
+    return aligned(lines, right=(0, 4, 5, 6, 7, 8)) + "\n" + legend
 
 
 def table_of_goals(goals: list[Goal]) -> str:

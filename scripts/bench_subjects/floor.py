@@ -37,10 +37,10 @@ def multiply_adds() -> dict[str, int]:
     return {"encoder": 3 * B * T * per_token, "loss": 3 * B * T * N * D}
 
 
-def touched_rows(items: int, mode: str) -> int:
+def touched_rows(task: measuring.Task) -> int:
     """Distinct rows of one step, counted on the benchmark's own first batch and a draw."""
-    sessions = measuring.whole_sessions(items)[measuring.batch_rows(0), : T + 1]
-    negatives = torch.randint(1, items + 1, (B if mode == "session" else 1, N))
+    sessions = measuring.whole_sessions(task)[measuring.batch_rows(0), : T + 1]
+    negatives = torch.randint(1, task.items + 1, (B if task.mode == "session" else 1, N))
     return len(torch.cat([sessions.flatten(), negatives.flatten()]).unique())
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     source, target = torch.rand(COPIED_FLOATS), torch.rand(COPIED_FLOATS)
     bandwidth = 2 * 4 * COPIED_FLOATS / best_seconds(lambda: target.copy_(source), task.seconds / 2)
     counts = multiply_adds()
-    rows = touched_rows(task.items, task.mode)
+    rows = touched_rows(task)
     n_bytes = rows * D * 4 * 8
     encoder, loss = (2 * counts[part] / matrix_rate for part in ("encoder", "loss"))
     memory = n_bytes / bandwidth

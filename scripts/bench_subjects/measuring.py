@@ -6,6 +6,7 @@ A subject is a program of its own, run by scripts/bench.py in its own environmen
 
 import argparse
 import ctypes
+import functools
 import json
 import math
 import os
@@ -26,7 +27,8 @@ T, B, N = 20, 128, 1000
 LEARNING_RATE, MAX_GRAD_NORM = 1e-3, 5.0
 WHOLE = T + 3
 """Items of a whole session: T inputs, the last training target, and the two that are held out."""
-N_SESSIONS = 32 * B
+N_TRAINED, N_EVALUATED = 128 * B, 16 * B
+"""Sessions in memory; enough for training that their rows do not all stay in the caches."""
 N_CANDIDATES = 1000
 EVALUATED_AT_A_TIME = 256
 
@@ -41,7 +43,7 @@ class Task:
     items: int
     """Size of the catalogue; item indices are 1 to items."""
     measure: str
-    """train or evaluate."""
+    """train, evaluate, bound (the floor) or overhead."""
     mode: str
     """train: session, shared, position, catalogue, one. evaluate: candidates, catalogue."""
     seconds: float
@@ -53,7 +55,7 @@ def read_task() -> Task:
     """The command line of every subject."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--items", type=int, required=True)
-    parser.add_argument("--measure", choices=("train", "evaluate", "bound"), default="train")
+    parser.add_argument("--measure", choices=("train", "evaluate", "bound", "overhead"), default="train")
     parser.add_argument("--mode", default="session")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -64,15 +66,22 @@ def read_task() -> Task:
     return task
 
 
-def whole_sessions(items: int, n: int = N_SESSIONS) -> Tensor:
+def whole_sessions(task: Task) -> Tensor:
     """(n, WHOLE) random item indices, the same for every subject."""
-    return torch.randint(1, items + 1, (n, WHOLE), generator=torch.Generator().manual_seed(1))
+    n = N_EVALUATED if task.measure == "evaluate" else N_TRAINED
+    return torch.randint(1, task.items + 1, (n, WHOLE), generator=torch.Generator().manual_seed(1))
 
 
-def batch_rows(step: int, n: int = N_SESSIONS) -> Tensor:
+def batch_rows(step: int) -> Tensor:
     """The rows of one step's batch, in an order of its own each time round."""
-    epoch, number = divmod(step, n // B)
-    return torch.randperm(n, generator=torch.Generator().manual_seed(epoch))[number * B : (number + 1) * B]
+    epoch, number = divmod(step, N_TRAINED // B)
+    return order_of(epoch)[number * B : (number + 1) * B]
+
+
+@functools.cache
+def order_of(epoch: int) -> Tensor:
+    """All rows once."""
+    return torch.randperm(N_TRAINED, generator=torch.Generator().manual_seed(epoch))
 
 
 def keep_freed_memory() -> None:
@@ -91,19 +100,21 @@ def clock(step: Callable[[int], int], seconds: float) -> dict[str, float]:
         seconds: About how long to measure.
 
     Returns:
-        Median sessions a second and seconds a step over the blocks, and what the warm-up took.
+        Median sessions a second and seconds a step over the blocks, the best block, the share of the machine's cores
+        that other programs took meanwhile (0 where it cannot be told), and what the warm-up took.
     """
     start = time.perf_counter()
-    done = 0
-    while done < WARM_UP_STEPS or time.perf_counter() - start < seconds / 5:
+    done, passed = 0, 0.0
+    # At least two: the first may compile, and allocates.
+    while done < 2 or (done < WARM_UP_STEPS and passed < seconds) or passed < seconds / 5:
         before = time.perf_counter()
         step(done)
-        last = time.perf_counter() - before
+        last, passed = time.perf_counter() - before, time.perf_counter() - start
         done += 1
-    warm_up = time.perf_counter() - start
+    warm_up = passed
     steps_a_block = math.ceil(BLOCK_SECONDS / last)
     rates, times = [], []
-    start = time.perf_counter()
+    start, others = time.perf_counter(), cpu_seconds_of_others()
     while len(rates) < 3 or time.perf_counter() - start < seconds:
         before = time.perf_counter()
         sessions = sum(step(done + i) for i in range(steps_a_block))
@@ -111,13 +122,26 @@ def clock(step: Callable[[int], int], seconds: float) -> dict[str, float]:
         done += steps_a_block
         rates.append(sessions / block)
         times.append(block / steps_a_block)
+    wall = time.perf_counter() - start
     return {
         "sessions_per_second": statistics.median(rates),
         "step_seconds": statistics.median(times),
+        "best_sessions_per_second": max(rates),
+        "others_share": (cpu_seconds_of_others() - others) / (wall * (os.cpu_count() or 1)),
         "blocks": len(rates),
         "steps": done,
         "warm_up_seconds": warm_up,
     }
+
+
+def cpu_seconds_of_others() -> float:
+    """CPU time since the machine started that was not this process's."""
+    try:
+        with open("/proc/stat") as file:
+            user, nice, system, _, _, irq, soft_irq, steal = map(int, file.readline().split()[1:9])
+    except OSError:
+        return 0.0
+    return (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def report(figures: dict, *, notes: str = "", packages: tuple[str, ...] = ()) -> None:

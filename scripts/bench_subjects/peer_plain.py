@@ -1,8 +1,9 @@
 """Plain PyTorch, as a good engineer would write this work without a library: the peer that costs nothing to have.
 
 One lookup a step for inputs, targets and negatives together (each lookup would make a dense gradient of its own),
-vectorised negatives, no DataLoader, glibc told to keep its buffers. Variants: "" with fused dense Adam; "sparse" with
-SparseAdam for the table, which is not Adam: rows without a gradient do not move.
+vectorised negatives, no DataLoader. Variants: "" is fused dense Adam; "malloc" the same with glibc told to keep freed
+buffers, which few know of; "sparse" is that with SparseAdam for the table, which is not Adam: rows without a gradient
+do not move.
 """
 
 import measuring
@@ -101,8 +102,9 @@ def clip(model: Model) -> None:
 def main() -> None:
     """Measure what the command line asks for."""
     task = measuring.read_task()
-    measuring.keep_freed_memory()
-    sessions = measuring.whole_sessions(task.items)
+    if task.variant in ("malloc", "sparse"):
+        measuring.keep_freed_memory()
+    sessions = measuring.whole_sessions(task)
     sparse = task.variant == "sparse"
     model = Model(task.items, sparse)
     if sparse:
@@ -128,7 +130,7 @@ def main() -> None:
         size = measuring.EVALUATED_AT_A_TIME
         rows = torch.arange(i * size, (i + 1) * size) % len(sessions)
         predicted = model(model.items(sessions[rows, 1 : T + 1]))[:, -1]
-        with_target = torch.cat([sessions[rows, T + 1 : T + 2], candidates[rows]], 1)
+        with_target = torch.cat([sessions[rows, T + 1 : T + 2].int(), candidates[rows]], 1)
         scores = torch.bmm(model.items(with_target), predicted[:, :, None]).squeeze(2)
         ranks.append(1 + (scores[:, 1:] > scores[:, :1]).sum(1) + (scores[:, 1:] == scores[:, :1]).sum(1) / 2)
         return size
@@ -139,7 +141,7 @@ def main() -> None:
     else:
         model.eval()
         ranks: list[Tensor] = []
-        candidates = torch.randint(1, task.items + 1, (len(sessions), measuring.N_CANDIDATES))
+        candidates = torch.randint(1, task.items + 1, (len(sessions), measuring.N_CANDIDATES), dtype=torch.int32)
         figures = measuring.clock(evaluate, task.seconds)
     notes = "SparseAdam is not Adam" if sparse and task.measure == "train" else ""
     measuring.report(figures, notes=notes)

@@ -1,8 +1,8 @@
-"""RePlay's SasRec (replay.nn) by its LightningModule: its forward, loss and optimiser, without DataLoader and Trainer.
+"""RePlay's SasRec (replay.nn) by its LightningModule: its forward and loss, without DataLoader and Trainer.
 
-Variants: "" is CESampled with the optimiser that RePlay makes. "grouped" is GroupedCESampled with a group a session: its
-way to score a session's negatives once, not once a position. "fast" is that (for shared negatives: CESampled) with
-fused Adam, given through RePlay's own hook for optimisers.
+Variants: "" is CESampled with the optimiser that RePlay makes. "fast" is the same with fused Adam, given through
+RePlay's own hook for optimisers. "grouped" is that with GroupedCESampled and a session a group, which scores a
+session's negatives once and not once a position, but makes a gradient of the whole table for each session.
 """
 
 import warnings
@@ -76,7 +76,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     task = measuring.read_task()
     measuring.keep_freed_memory()
-    sessions = measuring.whole_sessions(task.items) - 1
+    sessions = measuring.whole_sessions(task) - 1
     module = module_of(task)
     optimizer = module.configure_optimizers()
     real = torch.ones(B, T, dtype=torch.bool)

@@ -7,19 +7,20 @@ from pathlib import Path
 import measuring
 import torch
 from measuring import BLOCKS, DROPOUT, FEED_FORWARD, HEADS, LEARNING_RATE, MAX_GRAD_NORM, WHOLE, B, D, N
+from torch import Tensor
 
 from skiprec.batches import Batch, batches
 from skiprec.dataset import Dataset
 from skiprec.device import settle
+from skiprec.evaluation import Evaluator
 from skiprec.model import ModelConfig
 from skiprec.prepare import Manifest, PrepareConfig
 from skiprec.trainer import TrainConfig, Trainer
 from skiprec.training_loss import LossConfig
 
 
-def dataset_in_memory(items: int) -> Dataset:
-    """The benchmark's sessions as a dataset without files; a third of all plays is skipped."""
-    sessions = measuring.whole_sessions(items)
+def dataset_in_memory(sessions: Tensor, items: int) -> Dataset:
+    """Whole sessions as a dataset without files; a third of all plays is skipped."""
     is_skipped = torch.rand(sessions.shape, generator=torch.Generator().manual_seed(2)) < 1 / 3
     return Dataset(
         path=Path("bench"),
@@ -70,7 +71,12 @@ def main() -> None:
     """Measure what the command line asks for."""
     task = measuring.read_task()
     settle("cpu", task.threads)
-    trainer = Trainer(dataset_in_memory(task.items), config_of(task), show_progress=False)
+    sessions = measuring.whole_sessions(task)
+    # Candidates are drawn once for a dataset, at a cost that is no step's: for few sessions, whatever is measured.
+    evaluator = Evaluator(dataset_in_memory(sessions[: measuring.N_EVALUATED], task.items), "val")
+    trainer = Trainer(
+        dataset_in_memory(sessions, task.items), config_of(task), evaluator=evaluator, show_progress=False
+    )
     if task.measure == "train":
         steps = numbered_batches(trainer)
 
