@@ -1,0 +1,104 @@
+"""How rows are shared among threads. What the compiled loops compute is tested where they are used."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from skiprec.row_kernels import ROWS_WORTH_A_THREAD, over_rows
+
+SIZES = [0, 1, 2, 3, 7] + [k * ROWS_WORTH_A_THREAD + more for k in (1, 2, 3, 4, 5) for more in (-1, 0, 1)]
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    yield
+    torch.set_num_threads(1)
+
+
+class Counting:
+    """A kernel that counts how often each row is done, and notes who did which."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int, str]] = []
+        self.lock = threading.Lock()
+
+    def __call__(self, done: np.ndarray, start: int, stop: int) -> None:
+        done[start:stop] += 1
+        with self.lock:
+            self.calls.append((start, stop, threading.current_thread().name))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("n", SIZES)
+def test_each_row_is_done_exactly_once(n, threads):
+    torch.set_num_threads(threads)
+    done = torch.zeros(n + 5, dtype=torch.int64)
+    kernel = Counting()
+    over_rows(kernel, n, done)
+    assert (done[:n] == 1).all()
+    assert not done[n:].any()
+    assert len(kernel.calls) <= threads
+    sizes = [stop - start for start, stop, _ in kernel.calls]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_a_thread_is_woken_only_for_rows_enough_and_the_caller_does_its_share(threads):
+    """One more for each ROWS_WORTH_A_THREAD, up to as many as torch uses."""
+    torch.set_num_threads(threads)
+    for n in SIZES:
+        kernel = Counting()
+        over_rows(kernel, n, torch.zeros(n, dtype=torch.int64))
+        assert len(kernel.calls) == min(threads, 1 + n // ROWS_WORTH_A_THREAD)
+        names = [name for *_, name in kernel.calls]
+        assert names.count(threading.current_thread().name) == 1
+
+
+def test_tensors_are_handed_over_as_arrays_of_the_same_memory_and_the_rest_as_it_is():
+    tensor, given = torch.arange(3.0), []
+    over_rows(lambda *arguments: given.extend(arguments), 3, tensor, 2.5, np.ones(2))
+    assert isinstance(given[0], np.ndarray)
+    given[0][1] = 9
+    assert tensor.tolist() == [0, 9, 2]
+    assert given[1] == 2.5
+    assert given[3:] == [0, 3]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_an_exception_in_any_thread_reaches_the_caller(threads):
+    """And the threads go on to serve the next call."""
+    torch.set_num_threads(threads)
+    n = 4 * ROWS_WORTH_A_THREAD
+    for bad in (0, n // 2 + 1, n - 1):
+
+        def broken(start: int, stop: int, bad: int = bad) -> None:
+            if start <= bad < stop:
+                raise ZeroDivisionError(f"row {bad}")
+
+        with pytest.raises(ZeroDivisionError, match=f"^row {bad}$"):
+            over_rows(broken, n)
+    done = torch.zeros(n, dtype=torch.int64)
+    over_rows(Counting(), n, done)
+    assert (done == 1).all()
+
+
+def test_all_rows_are_done_when_it_returns():
+    """However slow another thread is."""
+    torch.set_num_threads(2)
+    n = 2 * ROWS_WORTH_A_THREAD
+    done = torch.zeros(n, dtype=torch.int64)
+    caller = threading.current_thread()
+    main_done = threading.Event()
+
+    def slow_elsewhere(done: np.ndarray, start: int, stop: int) -> None:
+        if threading.current_thread() is caller:
+            main_done.set()
+        else:
+            assert main_done.wait(10)
+            threading.Event().wait(0.05)
+        done[start:stop] += 1
+
+    over_rows(slow_elsewhere, n, done)
+    assert (done == 1).all()

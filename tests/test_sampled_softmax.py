@@ -1,0 +1,352 @@
+"""The fused sampled softmax against the plain one and autograd: its value, and all its gradients."""
+
+from dataclasses import dataclass, replace
+from math import exp, log
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import gradcheck
+
+import skiprec.sampled_softmax
+from skiprec.losses import sampled_softmax_nll
+from skiprec.sampled_softmax import SampledSoftmax
+
+B, P, N, D = 7, 5, 6, 4
+shared_or_not = pytest.mark.parametrize("shared", [False, True], ids=["session", "shared"])
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the loss is computed from."""
+
+    predicted: Tensor
+    target: Tensor
+    negatives: Tensor
+    position_mask: Tensor
+    negative_mask: Tensor | None = None
+    scale: float = 1.0
+
+    def rows(self, order: Tensor) -> "Case":
+        """The same sessions in another order, or some of them."""
+        shared = len(self.negatives) == 1
+        return Case(
+            self.predicted[order],
+            self.target[order],
+            self.negatives if shared else self.negatives[order],
+            self.position_mask[order],
+            None if self.negative_mask is None else self.negative_mask[order],
+            self.scale,
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    loss: Tensor
+    nll: Tensor
+    by_predicted: Tensor
+    by_target: Tensor
+    by_negatives: Tensor
+
+    def all(self) -> tuple[Tensor, ...]:
+        return self.loss, self.nll, self.by_predicted, self.by_target, self.by_negatives
+
+
+def case(
+    *, shared: bool, seed: int = 1, b: int = B, p: int = P, n: int = N, masked: bool = True, dtype=torch.float64, **rest
+) -> Case:
+    """Random numbers. Masks leave about two thirds; with four sessions or more, all negatives of one are masked."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    negative_mask = torch.rand(b, n, generator=g) < 0.6
+    if b > 3:
+        negative_mask[3] = False
+    position_mask = torch.rand(b, p, generator=g) < 0.7
+    position_mask[0, 0] = True
+    negatives = normal(1 if shared else b, n, D)
+    mask = negative_mask if masked else None
+    return Case(normal(b, p, D), normal(b, p, D), negatives, position_mask, mask, **rest)
+
+
+def fused(c: Case) -> Result:
+    """By the fused form. What it fills is full of nan before; what it is given stays as it was."""
+    predicted, target = c.predicted.clone().requires_grad_(), c.target.clone().requires_grad_()
+    negatives, filled = c.negatives.clone(), torch.full_like(c.negatives, torch.nan)
+    scale = torch.tensor(c.scale, dtype=predicted.dtype)
+    mask = None if c.negative_mask is None else c.negative_mask.clone()
+    loss, nll = SampledSoftmax.apply(predicted, target, negatives, filled, c.position_mask, mask, scale)
+    assert not nll.requires_grad
+    loss.backward()
+    assert torch.equal(predicted, c.predicted)
+    assert torch.equal(target, c.target)
+    assert torch.equal(negatives, c.negatives)
+    assert mask is None or torch.equal(mask, c.negative_mask)
+    return Result(loss.detach(), nll, predicted.grad, target.grad, filled)
+
+
+def plain(c: Case) -> Result:
+    """By `sampled_softmax_nll` in float64 and autograd."""
+    leaves = [x.double().clone().requires_grad_() for x in (c.predicted, c.target, c.negatives)]
+    predicted, target, negatives = leaves
+    negatives = negatives.expand(len(predicted), -1, -1)
+    nll = sampled_softmax_nll(
+        predicted, target, negatives, position_mask=c.position_mask, negative_mask=c.negative_mask
+    )
+    loss = c.scale * nll
+    loss.backward()
+    return Result(loss.detach(), nll.detach(), *(leaf.grad for leaf in leaves))
+
+
+def agree(actual: Result, expected: Result, *, rtol: float = 0, atol: float = 1e-12) -> None:
+    """Every number of either."""
+    for a, b in zip(actual.all(), expected.all(), strict=True):
+        assert a.shape == b.shape
+        assert torch.allclose(a.double(), b, rtol=rtol, atol=max(atol, rtol * b.abs().max().item()))
+
+
+def in_chunks_of(monkeypatch, sessions: int, c: Case) -> None:
+    """Make room for so many sessions at once: their scores, and negatives of their own."""
+    b, p, _ = c.predicted.shape
+    draws, n, d = c.negatives.shape
+    floats = n * p + (n * d if draws == b else 0)
+    room = sessions * floats * c.predicted.element_size()
+    monkeypatch.setattr(skiprec.sampled_softmax, "CHUNK_BYTES", {"cpu": room, "cuda": room})
+
+
+@shared_or_not
+@pytest.mark.parametrize("masked", [False, True], ids=["all real", "some masked"])
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 2.0])
+def test_it_is_the_plain_loss_with_autograds_gradients(shared, masked, scale):
+    c = case(shared=shared, masked=masked, scale=scale)
+    expected = plain(c)
+    agree(fused(c), expected)
+    assert expected.nll > 0.1
+    assert all((g != 0).any() == (scale > 0) for g in expected.all()[2:])
+
+
+@shared_or_not
+@pytest.mark.parametrize("masked", [False, True], ids=["all real", "some masked"])
+def test_in_float32_it_is_so_to_its_rounding(shared, masked):
+    c = case(shared=shared, masked=masked, b=20, p=11, n=30, dtype=torch.float32, scale=0.7)
+    actual = fused(c)
+    assert {x.dtype for x in actual.all()} == {torch.float32}
+    agree(actual, plain(c), rtol=1e-5, atol=0)
+
+
+def test_by_hand_one_session_one_position_one_negative():
+    """Scores 2 * 3 = 6 for the target and 2 * 5 = 10 for the negative, which has the share 1 / (1 + e^-4)."""
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    c = Case(2 * one, 3 * one, 5 * one, torch.ones(1, 1, dtype=torch.bool), scale=0.5)
+    share = 1 / (1 + exp(-4))
+    result = fused(c)
+    assert result.nll.item() == pytest.approx(log(1 + exp(4)), rel=1e-14)
+    assert result.loss.item() == pytest.approx(log(1 + exp(4)) / 2, rel=1e-14)
+    assert result.by_predicted.item() == pytest.approx(share * (5 - 3) / 2, rel=1e-14)
+    assert result.by_target.item() == pytest.approx(-share * 2 / 2, rel=1e-14)
+    assert result.by_negatives.item() == pytest.approx(share * 2 / 2, rel=1e-14)
+
+
+UNEVEN = [1, 2, 3, 4, 5, 6, 7, 8]
+ONE_LEFT = (1, 2, 3, 6)
+"""Chunks of so many leave one of 7 sessions to the last."""
+overwritten = pytest.mark.xfail(
+    strict=True, reason="a chunk of one session overwrites the gradient of negatives that the batch shares"
+)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all real", "some masked"])
+@pytest.mark.parametrize(
+    ("shared", "sessions"),
+    [(False, n) for n in UNEVEN]
+    + [pytest.param(True, n, marks=[overwritten] if n in ONE_LEFT else []) for n in UNEVEN],
+)
+def test_how_the_batch_is_cut_changes_nothing(monkeypatch, shared, sessions, masked):
+    c = case(shared=shared, masked=masked, scale=0.3)
+    in_chunks_of(monkeypatch, sessions, c)
+    agree(fused(c), plain(c))
+
+
+@overwritten
+def test_a_batch_that_leaves_one_session_to_the_last_chunk_is_right_as_it_comes():
+    """28 sessions of 19 positions and 1,000 shared negatives: 27 fill a chunk."""
+    c = case(shared=True, b=28, p=19, n=1000, dtype=torch.float32)
+    agree(fused(c), plain(c), rtol=1e-5, atol=0)
+
+
+@shared_or_not
+def test_a_chunk_holds_a_session_at_least(monkeypatch, shared):
+    """However many negatives there are."""
+    c = case(shared=shared, b=1)
+    monkeypatch.setattr(skiprec.sampled_softmax, "CHUNK_BYTES", {"cpu": 1, "cuda": 1})
+    agree(fused(c), plain(c))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    order=st.permutations(range(B)),
+    shared=st.booleans(),
+    masked=st.booleans(),
+    sessions=st.sampled_from([4, 5, 7]),
+)
+def test_the_order_of_sessions_does_not_matter(seed, order, shared, masked, sessions):
+    c = case(shared=shared, seed=seed, masked=masked)
+    order = torch.tensor(order)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        in_chunks_of(monkeypatch, sessions, c)
+        straight, mixed = fused(c), fused(c.rows(order))
+    by_negatives = straight.by_negatives if shared else straight.by_negatives[order]
+    expected = replace(
+        straight,
+        by_predicted=straight.by_predicted[order],
+        by_target=straight.by_target[order],
+        by_negatives=by_negatives,
+    )
+    agree(mixed, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    b=st.integers(1, 6),
+    p=st.integers(1, 6),
+    n=st.integers(1, 6),
+    shared=st.booleans(),
+    masked=st.booleans(),
+    scale=st.sampled_from([0.0, 0.3, 2.0]),
+)
+def test_it_is_the_plain_loss_whatever_the_shape(seed, b, p, n, shared, masked, scale):
+    c = case(shared=shared, seed=seed, b=b, p=p, n=n, masked=masked, scale=scale)
+    agree(fused(c), plain(c))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_of_a_single_session_a_shared_draw_is_its_own(masked):
+    c = case(shared=True, b=1, masked=masked)
+    expected = plain(c)
+    agree(fused(c), expected)
+    assert expected.by_negatives.any()
+
+
+@shared_or_not
+def test_a_masked_negative_is_as_if_absent(shared):
+    """The batch with the first four alone; a masked draw gets no gradient, whatever it is."""
+    c = case(shared=shared, masked=False)
+    mask = torch.tensor([True] * 4 + [False] * 2).expand(B, -1)
+    c.negatives[:, 4:] = 1e3
+    few, all_of_them = fused(replace(c, negatives=c.negatives[:, :4])), fused(replace(c, negative_mask=mask))
+    assert not all_of_them.by_negatives[:, 4:].any()
+    agree(replace(all_of_them, by_negatives=all_of_them.by_negatives[:, :4]), few)
+
+
+@shared_or_not
+def test_where_all_negatives_are_masked_nothing_is_to_be_learnt(shared):
+    """The target is sure: loss 0, gradient 0."""
+    c = replace(case(shared=shared), negative_mask=torch.zeros(B, N, dtype=torch.bool))
+    assert all((x == 0).all() for x in fused(c).all())
+
+
+@shared_or_not
+def test_a_draw_masked_for_one_session_still_counts_for_the_others(shared):
+    c = replace(case(shared=shared), position_mask=torch.ones(B, P, dtype=torch.bool))
+    mask = torch.ones(B, N, dtype=torch.bool)
+    mask[2, 1] = False
+    result = fused(replace(c, negative_mask=mask))
+    assert result.by_negatives[0 if shared else 1, 1].any()
+    assert shared or not result.by_negatives[2, 1].any()
+    agree(result, plain(replace(c, negative_mask=mask)))
+
+
+@shared_or_not
+def test_a_batch_without_a_target_has_loss_and_gradients_of_0(shared):
+    c = replace(case(shared=shared), position_mask=torch.zeros(B, P, dtype=torch.bool))
+    assert all((x == 0).all() for x in fused(c).all())
+
+
+@shared_or_not
+def test_positions_without_a_target_get_no_gradient_and_are_not_in_the_mean(shared):
+    c = case(shared=shared)
+    result = fused(c)
+    assert not result.by_predicted[~c.position_mask].any()
+    assert not result.by_target[~c.position_mask].any()
+    louder = torch.where(c.position_mask[..., None], c.predicted, 7 * c.predicted)
+    agree(fused(replace(c, predicted=louder)), result)
+
+
+@shared_or_not
+def test_a_session_without_targets_does_not_reach_its_negatives(shared):
+    c = case(shared=shared, masked=False)
+    c.position_mask[2] = False
+    others = torch.tensor([0, 1, 3, 4, 5, 6])
+    result, without = fused(c), fused(c.rows(others))
+    by_negatives = result.by_negatives if shared else result.by_negatives[others]
+    assert shared or not result.by_negatives[2].any()
+    assert torch.allclose(by_negatives, without.by_negatives, rtol=0, atol=1e-14)
+    assert torch.allclose(result.nll, without.nll, rtol=0, atol=1e-14)
+
+
+@shared_or_not
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_extreme_scores_are_finite_and_right(shared, dtype):
+    """A target at -10,000 against a negative at 10,000 and the other way round.
+
+    In the first session the negative has it all: loss 20,000 and the gradient of a plain difference. In the second the
+    target has it all: loss and gradient 0.
+    """
+    predicted = torch.tensor([[[100.0, 0.0]], [[-100.0, 0.0]]], dtype=dtype)
+    target = torch.tensor([[[-100.0, 1.0]], [[-100.0, 1.0]]], dtype=dtype)
+    negatives = torch.tensor([[[100.0, 2.0], [0.0, 3.0]]], dtype=dtype).expand(1 if shared else 2, -1, -1)
+    result = fused(Case(predicted, target, negatives.clone(), torch.ones(2, 1, dtype=torch.bool)))
+    assert result.nll.item() == 10_000
+    assert result.by_predicted.tolist() == [[[100.0, 0.5]], [[0.0, 0.0]]]
+    assert result.by_target.tolist() == [[[-50.0, 0.0]], [[0.0, 0.0]]]
+    first = [[50.0, 0.0], [0.0, 0.0]]
+    assert result.by_negatives.tolist() == ([first] if shared else [first, [[0.0, 0.0]] * 2])
+
+
+@shared_or_not
+@pytest.mark.parametrize("size", [30.0, 100.0])
+def test_large_scores_of_any_sign_are_the_plain_loss(shared, size):
+    c = case(shared=shared)
+    c = replace(c, predicted=size * c.predicted, target=size * c.target, negatives=size * c.negatives)
+    agree(fused(c), plain(c), rtol=1e-12)
+
+
+@shared_or_not
+def test_equal_scores_share_evenly(shared):
+    """All embeddings alike: log(1 + N) at every position."""
+    c = case(shared=shared, masked=False)
+    alike = replace(c, **{name: torch.ones_like(getattr(c, name)) for name in ("predicted", "target", "negatives")})
+    assert fused(alike).nll.item() == pytest.approx(log(1 + N), rel=1e-14)
+
+
+@shared_or_not
+def test_the_gradients_are_those_of_finite_differences(shared):
+    c = case(shared=shared, b=4, scale=0.7)
+    scale = torch.tensor(c.scale, dtype=torch.float64)
+
+    def loss(predicted, target):
+        filled = torch.empty_like(c.negatives)
+        return SampledSoftmax.apply(predicted, target, c.negatives, filled, c.position_mask, c.negative_mask, scale)[0]
+
+    assert gradcheck(loss, (c.predicted.requires_grad_(), c.target.requires_grad_()))
+
+
+def test_predictions_and_targets_follow_what_is_made_of_the_loss():
+    """The negatives' gradient is written in the forward pass, and cannot."""
+    c = case(shared=False, scale=0.3)
+    gradients = []
+    for factor in (1.0, -5.0):
+        leaves = [c.predicted.clone().requires_grad_(), c.target.clone().requires_grad_()]
+        filled = torch.empty_like(c.negatives)
+        scale = torch.tensor(c.scale, dtype=torch.float64)
+        loss, _ = SampledSoftmax.apply(*leaves, c.negatives, filled, c.position_mask, c.negative_mask, scale)
+        (factor * loss).backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(-5 * one, other, rtol=1e-14)
