@@ -1,26 +1,42 @@
-"""Weights as safetensors, together with the configuration and the data that made them, under one checksum."""
+"""Weights as safetensors, together with the configuration and the data that made them, under one checksum.
 
+Written tensor by tensor: a checkpoint of a million items, all of it made in memory first, would take twice what
+training does.
+"""
+
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from skiprec.errors import CheckpointError
-from skiprec.files import canonical_json, sha256, write_file
+from skiprec.files import canonical_json, sha256, sha256_of, write_file
 
 FORMAT = 1
+DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int32: "I32", torch.int64: "I64"}
+"""Those that checkpoints hold, by safetensors' names."""
 
 
 def weights_digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 of names, dtypes, shapes and values, in the order of the names."""
-    parts: list[bytes] = []
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), tensor.numpy().tobytes()]
-    return sha256(*parts)
+
+    def parts() -> Iterator[bytes | memoryview]:
+        for name, tensor in sorted(tensors.items()):
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+            yield data(tensor)
+
+    return sha256_of(parts())
+
+
+def data(tensor: Tensor) -> memoryview:
+    """A tensor's bytes, row after row."""
+    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -34,16 +50,24 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], about: dict[str, Any
     Raises:
         OutputError: If it cannot be written.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_file(path, encode(tensors, about))
+    write_file(path, itertools.chain([head(tensors, about)], (data(tensor) for _, tensor in sorted(tensors.items()))))
 
 
-def encode(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
-    """The bytes of a checkpoint: the same for the same contents, as there is one metadata key alone."""
+def head(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
+    """What stands before a checkpoint's values: the same for the same contents."""
     # What the tensors belong to is under the checksum as well as the tensors.
     checksum = sha256(canonical_json(about).encode(), weights_digest(tensors).encode())
-    about = about | {"format": FORMAT, "checksum": checksum}
-    return safetensors.torch.save(tensors, {"skiprec": canonical_json(about)})
+    header: dict[str, Any] = {
+        "__metadata__": {"skiprec": canonical_json(about | {"format": FORMAT, "checksum": checksum})}
+    }
+    start = 0
+    for name, tensor in sorted(tensors.items()):
+        stop = start + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, stop]}
+        start = stop
+    text = canonical_json(header).encode()
+    text += b" " * (-len(text) % 8)  # values start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text
 
 
 def load_checkpoint(path: Path, *, dataset_digest: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -56,22 +80,22 @@ def load_checkpoint(path: Path, *, dataset_digest: str) -> tuple[dict[str, Tenso
     Raises:
         CheckpointError: If it is missing, damaged, or made from other data.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}), expected a checkpoint") from error
     damaged = CheckpointError(
         f"{path}: damaged: its contents do not match its checksum; expected the file as it was written. "
         "Restore it, or train again"
     )
     try:
-        tensors = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        about = json.loads(header["__metadata__"]["skiprec"])
+        with open(path, "rb") as file:
+            start = file.read(8)
+            start += file.read(min(int.from_bytes(start, "little"), path.stat().st_size))
+        tensors = safetensors.torch.load_file(path)
+        about = json.loads(json.loads(start[8:])["__metadata__"]["skiprec"])
         file_format = about.pop("format")
         del about["checksum"]
         # Made again from what was read, checksum included: no byte of the file can differ from what was written.
-        is_whole = file_format != FORMAT or encode(tensors, about) == content
+        is_whole = file_format != FORMAT or head(tensors, about) == start
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}), expected a checkpoint") from error
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged from error
     if file_format != FORMAT:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,11 @@ def canonical_json(value: Any) -> str:
 
 def sha256(*parts: bytes | memoryview) -> str:
     """Hexadecimal SHA-256 of the parts, each preceded by its length, so that moving a border changes the digest."""
+    return sha256_of(parts)
+
+
+def sha256_of(parts: Iterable[bytes | memoryview]) -> str:
+    """As `sha256`, of parts that need not be in memory together."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -47,18 +52,24 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_file(path: Path, content: bytes | str) -> None:
+def write_file(path: Path, content: bytes | str | Iterable[bytes | memoryview]) -> None:
     """Put content at path whole or not at all; an earlier file stays until the new one is complete.
+
+    Args:
+        path: Where.
+        content: The whole, or parts that need not be in memory together.
 
     Raises:
         OutputError: If the disk is full or the place cannot be written.
     """
-    data = content.encode() if isinstance(content, str) else content
+    whole = content.encode() if isinstance(content, str) else content
+    parts = [whole] if isinstance(whole, bytes) else whole
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with writing_to(path):
         try:
             with open(beside, "wb") as file:
-                file.write(data)
+                for part in parts:
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)

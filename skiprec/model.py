@@ -147,7 +147,7 @@ class DropoutMasks:
 
     def __init__(self, rate: float, n: int, device: torch.device, dtype: torch.dtype) -> None:
         self.left: Tensor | None = None
-        threshold = round(rate * 2**16)
+        threshold = min(round(rate * 2**16), 2**16 - 1)
         if threshold:
             bits = torch.empty(-(-n // 4), dtype=torch.int64, device=device).random_(-(2**63), None).view(torch.int16)
             self.left = torch.ge(bits, threshold - 2**15, out=torch.empty(bits.shape, dtype=dtype, device=device))
@@ -273,19 +273,34 @@ def initialise(model: SequenceEncoder, init: str) -> None:
     with torch.no_grad():
         if init == "normal":
             for table in embeddings:
-                nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
+                truncated_normal_(table, std=0.02)
         elif init == "paper":
+            # Within +-0.02 a normal of std 1 is uniform to 1 in 5,000.
             for table in embeddings:
-                nn.init.trunc_normal_(table, std=1.0, a=-0.02, b=0.02)
+                nn.init.uniform_(table, -0.02, 0.02)
             for name, parameter in model.named_parameters():
                 if parameter.ndim == 2 and not any(parameter is table for table in embeddings):
-                    nn.init.trunc_normal_(parameter, std=1.0, a=-0.02, b=0.02)
+                    nn.init.uniform_(parameter, -0.02, 0.02)
                 elif name.endswith("bias"):
                     nn.init.zeros_(parameter)
         else:
             for table in embeddings:
                 nn.init.normal_(table)
         model.items.weight[PADDING] = 0
+
+
+def truncated_normal_(table: Float[Tensor, "R D"], std: float) -> None:
+    """Fill a table from a normal cut at 2 std, in a fraction of the time that `nn.init.trunc_normal_` takes.
+
+    What falls outside (1 in 22) is drawn again, until nothing does.
+    """
+    values = table.view(-1)
+    values.normal_(0, std)
+    outside = (values.abs() > 2 * std).nonzero().squeeze(1)
+    while len(outside):
+        again = torch.empty(len(outside), dtype=table.dtype).normal_(0, std)
+        values[outside] = again
+        outside = outside[again.abs() > 2 * std]
 
 
 def position_mask(lengths: Int[Tensor, " B"], width: int) -> Bool[Tensor, "B {width}"]:

@@ -56,8 +56,8 @@ class DeferredAdam(torch.optim.Optimizer):
     ) -> None:
         if not lr > 0:
             raise ValueError(f"lr is {lr}, expected more than 0")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas are {betas}, expected two numbers from 0 to less than 1")
+        if not (0 <= betas[0] < 1 and 0 < betas[1] < 1):
+            raise ValueError(f"betas are {betas}, expected one from 0 to less than 1, and one between 0 and 1")
         if not eps > 0:
             raise ValueError(f"eps is {eps}, expected more than 0")
         if max_deferred < 1:
@@ -157,13 +157,13 @@ class DeferredAdam(torch.optim.Optimizer):
         state["step"] += 1
         # 0-d tensors on the device, not numbers: a captured graph must see the step and the learning rate change.
         correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-        rate = torch.as_tensor(param_group["lr"], dtype=torch.float64, device=table.device)
-        # w -= lr (m / c1) / (sqrt(v / c2) + eps), with the scalars gathered in the denominator.
-        scale, shift = correction1 / (rate * correction2.sqrt()), correction1 * param_group["eps"] / rate
+        # Cloned: a rate that is a tensor may be changed in place afterwards.
+        rate = torch.as_tensor(param_group["lr"], dtype=torch.float64, device=table.device).clone()
+        factor, scale, eps = rate / correction1, correction2.rsqrt(), param_group["eps"]
         if self._has_kernels(table):
             from skiprec.row_kernels import over_rows, update_rows
 
-            numbers = torch.tensor([beta1, beta2, 1 - beta1, 1 - beta2, scale, shift])
+            numbers = torch.tensor([beta1, beta2, 1 - beta1, 1 - beta2, factor, scale, eps])
             over_rows(
                 update_rows,
                 len(groups.rows),
@@ -177,14 +177,14 @@ class DeferredAdam(torch.optim.Optimizer):
         else:
             rows, gradient = groups.rows, sums(groups, gradients)
             storage = self._storage(table)
-            scale, shift = scale.to(table.dtype), shift.to(table.dtype)
+            factor, scale = factor.to(table.dtype), scale.to(table.dtype)
             for part in parts(len(rows)):
                 fetched = storage.index_select(0, rows[part])
                 weights, first, second = fetched.unbind(1)
                 decay1, decay2 = drift.apply(fetched, state["slot"].index_select(0, rows[part]), weights)
                 first.mul_(decay1 * beta1).add_(gradient[part], alpha=1 - beta1)
                 second.mul_(decay2 * beta2).addcmul_(gradient[part], gradient[part], value=1 - beta2)
-                weights.addcdiv_(first, second.sqrt().mul_(scale).add_(shift), value=-1)
+                weights.addcdiv_(first * factor, second.sqrt().mul_(scale).add_(eps), value=-1)
                 storage.index_copy_(0, rows[part], fetched)
         drift.advance(state["step"], rate)
         state["slot"].index_fill_(0, groups.rows, drift.now)

@@ -99,12 +99,13 @@ def update_rows(
     order: Int64[np.ndarray, " N"],
     edges: Int64[np.ndarray, " n+1"],
     gradients: Float32[np.ndarray, "N D"],
-    numbers: Float32[np.ndarray, " 6"],
+    numbers: Float32[np.ndarray, " 7"],
     start: int,
     stop: int,
 ) -> None:
-    """Rows start to stop of `DeferredAdam.step`. Numbers are both betas, both 1 - beta, scale and shift."""
-    beta1, beta2, rest1, rest2, scale, shift = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
+    """Rows start to stop of `DeferredAdam.step`. Numbers: both betas, both 1 - beta; lr / c1, c2^-1/2, eps."""
+    beta1, beta2, rest1, rest2 = numbers[0], numbers[1], numbers[2], numbers[3]
+    factor, scale, eps = numbers[4], numbers[5], numbers[6]
     summed = np.empty(gradients.shape[1], dtype=np.float32)
     for i in range(start, stop):
         later = min(i + AHEAD, stop - 1)
@@ -126,7 +127,7 @@ def update_rows(
             drifted = weights[d] - first[d] * (A * u + B) / (second[d] + E * u + F)
             m = first[d] * decay1 + rest1 * g[d]
             v = second[d] * decay2 + rest2 * g[d] * g[d]
-            weights[d] = drifted - m / (np.sqrt(v) * scale + shift)
+            weights[d] = drifted - factor * m / (np.sqrt(v) * scale + eps)
             first[d] = m
             second[d] = v
 

@@ -52,7 +52,7 @@ class SampledSoftmax(torch.autograd.Function):
         weight = position_mask.to(predicted.dtype) / position_mask.sum().clamp(min=1)  # (B, P): the mean's
         ctx.gradients = torch.empty_like(predicted), torch.empty_like(target)
         loss = predicted.new_zeros(())
-        is_shared = len(negatives) == 1
+        is_shared = len(negatives) == 1 < len(predicted)
         if is_shared:
             negatives_gradient.zero_()
         for rows in chunks(predicted, negatives):
@@ -65,6 +65,7 @@ class SampledSoftmax(torch.autograd.Function):
                 weight[rows],
                 mask,
                 scale,
+                is_shared=is_shared,
                 into=(ctx.gradients[0][rows], ctx.gradients[1][rows], negatives_gradient[of]),
             )
         ctx.mark_non_differentiable(loss)
@@ -95,6 +96,7 @@ def chunk_loss(
     negative_mask: Bool[Tensor, "b N"] | None,
     scale: Float[Tensor, ""],
     *,
+    is_shared: bool,
     into: tuple[Tensor, Tensor, Tensor],
 ) -> Float[Tensor, ""]:
     """The weighted loss of a few sessions.
@@ -106,10 +108,10 @@ def chunk_loss(
         weight: Of each position in the loss.
         negative_mask: False where a draw is as if absent.
         scale: Factor of the gradients.
+        is_shared: Whether the whole batch has a single draw.
         into: Filled with the gradients of predicted and target; that of negatives is filled too, or added to if shared.
     """
     b, P, D = predicted.shape
-    is_shared = len(negatives) < b
     # Sessions that share their negatives are one long session to the products.
     queries = predicted.reshape(-1, b * P, D) if is_shared else predicted
     scores = torch.bmm(queries, negatives.transpose(1, 2)).view(b, P, -1)
