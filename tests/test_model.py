@@ -601,7 +601,6 @@ def test_dropout_acts_where_pytorchs_encoder_layer_has_it(norm):
     assert close(output, model.head(model.last_norm(x)))
 
 
-@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="rounds to a rate of 1")
 def test_the_highest_rates_below_1_are_possible():
     """As `ModelConfig` says: 0 or more and less than 1."""
     assert masks_of(0.999999, 8).take((8,)).isfinite().all()

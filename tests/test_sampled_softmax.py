@@ -152,26 +152,17 @@ def test_by_hand_one_session_one_position_one_negative():
 
 
 UNEVEN = [1, 2, 3, 4, 5, 6, 7, 8]
-ONE_LEFT = (1, 2, 3, 6)
-"""Chunks of so many leave one of 7 sessions to the last."""
-overwritten = pytest.mark.xfail(
-    strict=True, reason="a chunk of one session overwrites the gradient of negatives that the batch shares"
-)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all real", "some masked"])
-@pytest.mark.parametrize(
-    ("shared", "sessions"),
-    [(False, n) for n in UNEVEN]
-    + [pytest.param(True, n, marks=[overwritten] if n in ONE_LEFT else []) for n in UNEVEN],
-)
+@pytest.mark.parametrize("sessions", UNEVEN)
+@shared_or_not
 def test_how_the_batch_is_cut_changes_nothing(monkeypatch, shared, sessions, masked):
     c = case(shared=shared, masked=masked, scale=0.3)
     in_chunks_of(monkeypatch, sessions, c)
     agree(fused(c), plain(c))
 
 
-@overwritten
 def test_a_batch_that_leaves_one_session_to_the_last_chunk_is_right_as_it_comes():
     """28 sessions of 19 positions and 1,000 shared negatives: 27 fill a chunk."""
     c = case(shared=True, b=28, p=19, n=1000, dtype=torch.float32)
@@ -192,7 +183,7 @@ def test_a_chunk_holds_a_session_at_least(monkeypatch, shared):
     order=st.permutations(range(B)),
     shared=st.booleans(),
     masked=st.booleans(),
-    sessions=st.sampled_from([4, 5, 7]),
+    sessions=st.sampled_from([1, 4, 5, 7]),
 )
 def test_the_order_of_sessions_does_not_matter(seed, order, shared, masked, sessions):
     c = case(shared=shared, seed=seed, masked=masked)

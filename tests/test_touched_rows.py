@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import skiprec.touched_rows
 from skiprec.optimizer import DeferredAdam
-from skiprec.touched_rows import Buffers, TouchedRows, distinct, table_gradient
+from skiprec.touched_rows import Buffers, TouchedRows, dense_gradient, group_ids, sparse_gradient, squared_norm, sums
 
 R, D = 50, 8
 forms = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
@@ -17,11 +18,10 @@ NEAR = {torch.float64: 1e-13, torch.float32: 1e-6}
 """Relative to the largest sum: rounding of a few hundred additions."""
 
 
-class OnCuda(Tensor):
-    """A tensor on the CPU that says it is on a CUDA device, so that what runs there is tested here."""
-
-    is_cuda = True
-    __torch_function__ = torch._C._disabled_torch_function_impl  # what is made of it is a plain tensor
+@pytest.fixture
+def fixed_size(monkeypatch):
+    """As on a CUDA device: no compiled loops, and no shape that depends on data."""
+    monkeypatch.setattr(skiprec.touched_rows, "has_kernels", lambda device: False)
 
 
 def buffers(dtype: torch.dtype = torch.float64, dim: int = D) -> Buffers:
@@ -36,11 +36,19 @@ def reader(table: Tensor):
     return lambda ids, out: torch.index_select(table, 0, ids, out=out)
 
 
-def touched_of(ids: Tensor, gradients: Tensor, *, on_cuda: bool = False) -> TouchedRows:
-    """As after a backward pass: a third of the rows leading, all gradients known."""
-    return TouchedRows(
-        ids.as_subclass(OnCuda) if on_cuda else ids, torch.zeros_like(gradients), gradients, gradients[: len(ids) // 3]
-    )
+def touched_of(ids: Tensor, gradients: Tensor) -> TouchedRows:
+    """As after a backward pass: a third of the rows leading, all gradients known, padding's 0."""
+    gradients[ids == 0] = 0
+    return TouchedRows(ids, torch.zeros_like(gradients), gradients, gradients[: len(ids) // 3])
+
+
+def table_gradient(touched: TouchedRows, shape: torch.Size, *, sparse: bool) -> tuple[Tensor, Tensor]:
+    """The gradient of the whole table and its squared norm, as a step puts them together."""
+    groups = group_ids(touched.ids)
+    gradients = touched.gradients
+    out = torch.full(shape, 7, dtype=gradients.dtype)  # left by the step before
+    gradient = sparse_gradient(touched, shape) if sparse else dense_gradient(touched, groups, out)
+    return gradient, squared_norm(groups, gradients)
 
 
 def random_gradients(n: int, dtype: torch.dtype = torch.float64, seed: int = 2) -> Tensor:
@@ -60,11 +68,11 @@ def by_index_add(ids: Tensor, gradients: Tensor, rows: int = R) -> tuple[Tensor,
     return total, total.square().sum().item()
 
 
-def check(ids: Tensor, gradients: Tensor, *, sparse: bool, own: Buffers | None = None, rows: int = R) -> Tensor:
+def check(ids: Tensor, gradients: Tensor, *, sparse: bool, rows: int = R) -> Tensor:
     """Compare; returns the gradient as it is."""
-    own = own or buffers(gradients.dtype)
+    touched = touched_of(ids, gradients)
     before = gradients.clone()
-    gradient, square = table_gradient(touched_of(ids, gradients), torch.Size((rows, D)), own, sparse=sparse)
+    gradient, square = table_gradient(touched, torch.Size((rows, D)), sparse=sparse)
     assert torch.equal(gradients, before)
     total, square_of_total = by_index_add(ids, gradients, rows)
     near = NEAR[gradients.dtype]
@@ -86,16 +94,6 @@ def test_rows_are_summed_by_item(sparse, dtype, n):
     check(random_ids(n), random_gradients(n, dtype), sparse=sparse)
 
 
-@dtypes
-def test_the_sparse_form_holds_the_touched_rows_in_ascending_order_each_once(dtype):
-    ids = torch.tensor([7, 3, 7, 0, 49, 3, 7])
-    gradient = check(ids, random_gradients(7, dtype), sparse=True)
-    assert gradient.is_coalesced()
-    assert gradient.indices().tolist() == [[0, 3, 7, 49]]
-    assert gradient.sparse_dim() == 1
-    assert gradient.values().shape == (4, D)
-
-
 @forms
 @dtypes
 @pytest.mark.parametrize("ids", [[5], [0], [49], [0, 0, 0], [5, 5, 5], [0, 5, 0]])
@@ -105,29 +103,9 @@ def test_one_id_and_only_padding_and_both(sparse, dtype, ids):
 
 @forms
 @dtypes
-def test_paddings_gradient_is_in_neither_the_table_nor_the_norm(sparse, dtype):
-    gradients = random_gradients(3, dtype)
-    gradients[0] = 1e6
-    ids = torch.tensor([0, 4, 9])
-    gradient, square = table_gradient(touched_of(ids, gradients), torch.Size((R, D)), buffers(dtype), sparse=sparse)
-    assert not gradient.to_dense()[0].any()
-    assert square.item() == pytest.approx(gradients[1:].double().square().sum().item(), rel=1e-6)
-
-
-@forms
-@dtypes
 def test_the_lowest_item_keeps_its_gradient_where_there_is_no_padding(sparse, dtype):
     gradient = check(torch.tensor([1, 2, 1]), random_gradients(3, dtype), sparse=sparse)
     assert gradient.to_dense()[1].all()
-
-
-@forms
-@dtypes
-def test_what_steps_before_have_left_does_not_show(sparse, dtype):
-    """Memory is kept from step to step: a large one, a small one, then one that needs more than ever."""
-    own = buffers(dtype)
-    for step, n in enumerate([200, 10, 1, 400, 10]):
-        check(random_ids(n, seed=step), random_gradients(n, dtype, seed=step), sparse=sparse, own=own)
 
 
 @settings(max_examples=60, deadline=None)
@@ -150,9 +128,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(sparse, dtype):
     given = []
     for threads in (1, 2, 3, 4):
         torch.set_num_threads(threads)
-        gradient, square = table_gradient(
-            touched_of(ids, gradients), torch.Size((rows, D)), buffers(dtype), sparse=sparse
-        )
+        gradient, square = table_gradient(touched_of(ids, gradients), torch.Size((rows, D)), sparse=sparse)
         given.append((gradient.to_dense(), square))
     torch.set_num_threads(1)
     check(ids, gradients, sparse=sparse, rows=rows)
@@ -161,15 +137,14 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(sparse, dtype):
         assert torch.equal(square, given[0][1])
 
 
-@forms
 @dtypes
-def test_the_order_of_summation_is_that_of_the_ids(sparse, dtype):
+def test_the_order_of_summation_is_that_of_the_ids(dtype):
     """A large number, its opposite and a small one: only in this order is the small one left whole."""
     gradients = torch.tensor([1e20, -1e20, 1.0], dtype=dtype)[:, None].expand(3, D).contiguous()
-    gradient, _ = table_gradient(
-        touched_of(torch.tensor([5, 5, 5]), gradients), torch.Size((R, D)), buffers(dtype), sparse=sparse
-    )
-    assert (gradient.to_dense()[5] == 1).all()
+    ids = torch.tensor([5, 5, 5])
+    gradient, _ = table_gradient(touched_of(ids, gradients), torch.Size((R, D)), sparse=False)
+    assert (gradient[5] == 1).all()
+    assert (sums(group_ids(ids), gradients) == 1).all()
 
 
 @dtypes
@@ -206,7 +181,7 @@ def test_the_leading_gradient_is_put_beside_the_others():
     touched.gather_leading()
     assert touched.gradients[:, 0].tolist() == [1, 5, 2, 2, 2]
     assert touched.gradients[:, -1].tolist() == [1, 5, 2, 2, 2]
-    gradient, _ = table_gradient(touched, table.shape, buffers(), sparse=False)
+    gradient, _ = table_gradient(touched, table.shape, sparse=False)
     assert gradient[:, 0].nonzero().flatten().tolist() == [1, 2, 3, 9]
     assert gradient[[1, 2, 3, 9], 0].tolist() == [5, 4, 1, 2]
 
@@ -219,61 +194,69 @@ def test_leading_rows_that_the_loss_does_not_use_have_gradient_0():
     assert touched.gradients[:, 0].tolist() == [0, 0, 2]
 
 
-def test_distinct_ids_their_places_and_their_starts():
-    rows, order, starts = distinct(torch.tensor([7, 3, 7, 0, 3, 7]))
-    assert rows.tolist() == [0, 3, 7]
-    assert order.tolist() == [3, 1, 4, 0, 2, 5]
-    assert starts.tolist() == [0, 1, 3]
+def test_padding_has_no_gradient_whatever_the_loss_says():
+    touched = buffers().touch(reader(a_table()), [torch.tensor([0, 3, 0])], torch.tensor([9]))
+    touched.of_others(touched.gradients).fill_(2.0)
+    (touched.leading * 1e6).sum().backward()
+    touched.gather_leading()
+    assert touched.gradients[:, 0].tolist() == [0, 1e6, 0, 2]
 
 
-@settings(max_examples=60, deadline=None)
-@given(ids=st.lists(st.integers(0, 9), min_size=1, max_size=30))
-def test_distinct_is_numpys_unique(ids):
-    rows, order, starts = distinct(torch.tensor(ids))
+def test_groups_are_the_distinct_ids_and_their_places():
+    groups = group_ids(torch.tensor([7, 3, 7, 0, 3, 7]))
+    assert groups.rows.tolist() == [0, 3, 7]
+    assert groups.order.tolist() == [3, 1, 4, 0, 2, 5]
+    assert groups.edges.tolist() == [0, 1, 3, 6]
+
+
+many_ids = given(ids=st.lists(st.integers(0, 9), min_size=1, max_size=30))
+often = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@often
+@many_ids
+def test_groups_are_numpys_unique(ids):
+    groups = group_ids(torch.tensor(ids))
     expected, first, counts = np.unique(ids, return_index=True, return_counts=True)
-    assert rows.tolist() == expected.tolist()
-    assert order.tolist() == np.argsort(ids, kind="stable").tolist()
-    assert order[starts].tolist() == first.tolist()
-    assert starts.tolist() == (np.cumsum(counts) - counts).tolist()
+    assert groups.rows.tolist() == expected.tolist()
+    assert groups.order.tolist() == np.argsort(ids, kind="stable").tolist()
+    assert groups.order[groups.edges[:-1]].tolist() == first.tolist()
+    assert groups.edges.tolist() == [0, *np.cumsum(counts).tolist()]
 
 
-@settings(max_examples=60, deadline=None)
-@given(ids=st.lists(st.integers(0, 9), min_size=1, max_size=30))
-def test_on_cuda_the_distinct_ids_are_followed_by_padding_up_to_the_number_of_ids(ids):
-    rows, order, starts = distinct(torch.tensor(ids).as_subclass(OnCuda))
-    some_rows, same_order, some_starts = distinct(torch.tensor(ids))
-    beyond = len(ids) - len(some_rows)
-    assert rows.tolist() == some_rows.tolist() + [0] * beyond
-    assert starts.tolist() == some_starts.tolist() + [len(ids)] * beyond
-    assert torch.equal(order, same_order)
+@pytest.mark.usefixtures("fixed_size")
+@often
+@many_ids
+def test_of_fixed_size_the_distinct_ids_are_followed_by_padding_up_to_the_number_of_ids(ids):
+    groups = group_ids(torch.tensor(ids))
+    distinct, counts = np.unique(ids, return_counts=True)
+    beyond = len(ids) - len(distinct)
+    assert groups.rows.tolist() == distinct.tolist() + [0] * beyond
+    assert groups.edges.tolist() == [0, *np.cumsum(counts).tolist()] + [len(ids)] * beyond
+    assert groups.order.tolist() == np.argsort(ids, kind="stable").tolist()
 
 
+@pytest.mark.usefixtures("fixed_size")
 @forms
-@settings(max_examples=60, deadline=None)
+@often
 @given(ids=st.lists(st.integers(0, R - 1), min_size=1, max_size=40), seed=st.integers(0, 2**32))
-def test_on_cuda_the_sum_is_the_same_in_a_fixed_number_of_rows(sparse, ids, seed):
-    ids, gradients = torch.tensor(ids), random_gradients(len(ids), seed=seed)
-    touched = touched_of(ids, gradients, on_cuda=True)
-    gradient, square = table_gradient(touched, torch.Size((R, D)), buffers(), sparse=sparse)
-    total, square_of_total = by_index_add(ids, gradients)
-    if sparse:
-        assert gradient._values().shape == (len(ids), D)
-        assert torch.equal(gradient._indices()[0], distinct(touched.ids)[0])
-        assert not gradient._values()[gradient._indices()[0] == 0].any()
-    assert torch.allclose(gradient.to_dense(), total, rtol=0, atol=1e-13)
-    assert square.item() == pytest.approx(square_of_total, rel=1e-12, abs=0)
+def test_of_fixed_size_the_sum_is_the_same(sparse, ids, seed):
+    check(torch.tensor(ids), random_gradients(len(ids), seed=seed), sparse=sparse)
 
 
-def test_padding_rows_beyond_the_distinct_ones_move_nothing():
-    """The optimizer steps alike with a gradient of a fixed size and with one of the distinct rows."""
+def test_padding_rows_beyond_the_distinct_ones_move_nothing(monkeypatch):
+    """The optimizer steps alike with groups of a fixed size and with those of the distinct rows."""
     tables = [torch.nn.Parameter(a_table()) for _ in range(2)]
     optimizers = [DeferredAdam([table]) for table in tables]
     for step in range(5):
         ids, gradients = random_ids(30, seed=step), random_gradients(30, seed=step)
-        for on_cuda, table, optimizer in zip((False, True), tables, optimizers, strict=True):
-            touched = touched_of(ids, gradients, on_cuda=on_cuda)
-            table.grad, _ = table_gradient(touched, table.shape, buffers(), sparse=True)
-            optimizer.step()
+        for is_fixed, table, optimizer in zip((False, True), tables, optimizers, strict=True):
+            with monkeypatch.context() as patched:
+                if is_fixed:
+                    patched.setattr(skiprec.touched_rows, "has_kernels", lambda device: False)
+                touched = touched_of(ids, gradients)
+                table.grad = sparse_gradient(touched, table.shape)
+                optimizer.step(groups=group_ids(ids))
     first, second = (optimizer.state_dict()["state"][0] for optimizer in optimizers)
     assert torch.allclose(tables[0], tables[1], rtol=0, atol=1e-15)
     assert torch.equal(tables[0][0], a_table()[0])
