@@ -48,7 +48,7 @@ class DeferredAdam(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Tensor],
-        lr: float = 1e-3,
+        lr: float | Float[Tensor, ""] = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         *,
