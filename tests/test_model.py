@@ -464,6 +464,15 @@ def test_the_share_of_dropped_factors_is_the_rate_and_kept_ones_make_up_for_it(r
     assert abs(factors.double().mean().item() - 1) < 5 * deviation
 
 
+def test_the_rate_and_the_factor_are_those_of_65536ths():
+    """0.3 is 19,661 of them, rounded; and of a rate of one of them, 8 million factors tell it from two."""
+    kept = masks_of(0.3, 100, dtype=torch.float64).take((100,)).max().item()
+    assert kept == pytest.approx(65_536 / (65_536 - 19_661), rel=1e-12)
+    n = 8_000_000
+    dropped = (masks_of(2**-16, n).take((n,)) == 0).sum().item()
+    assert abs(dropped - n / 65_536) < 5 * (n / 65_536) ** 0.5
+
+
 def test_factors_are_independent_of_their_neighbours_and_of_their_place():
     """Four come from the 64 bits of one draw. Shares of pairs within five standard deviations."""
     n, rate = 400_000, 0.3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from skiprec.row_kernels import ROWS_WORTH_A_THREAD, over_rows
+from skiprec.row_kernels import ROWS_WORTH_A_THREAD, flush_rows, over_rows, read_rows, sum_rows, update_rows
 
 SIZES = [0, 1, 2, 3, 7] + [k * ROWS_WORTH_A_THREAD + more for k in (1, 2, 3, 4, 5) for more in (-1, 0, 1)]
 
@@ -102,3 +102,26 @@ def test_all_rows_are_done_when_it_returns():
 
     over_rows(slow_elsewhere, n, done)
     assert (done == 1).all()
+
+
+def test_a_compiled_loop_does_its_own_rows_alone():
+    """Rows 2 and 3 of 6: what is filled or changed is of these, and each is changed."""
+    rng = np.random.default_rng(1)
+    storage = np.abs(rng.normal(size=(6, 3, 4))).astype(np.float32)
+    slots, rows = np.zeros(6, np.int32), np.arange(6)
+    coefficients = np.full((1, 6), 0.5, np.float32)
+    gradient = rng.normal(size=(6, 4)).astype(np.float32)
+    mine = [False, False, True, True, False, False]
+
+    changed = storage.copy()
+    update_rows(changed, slots, coefficients, rows, gradient, np.full(6, 0.5, np.float32), 2, 4)
+    assert (changed != storage).any((1, 2)).tolist() == mine
+    changed = storage.copy()
+    flush_rows(changed, slots, coefficients, 2, 4)
+    assert (changed != storage).any((1, 2)).tolist() == mine
+    filled = np.zeros((6, 4), np.float32)
+    read_rows(storage, slots, coefficients, rows, filled, 2, 4)
+    assert (filled != 0).any(1).tolist() == mine
+    filled, squares = np.zeros((6, 4), np.float32), np.zeros(6, np.float32)
+    sum_rows(rows, np.arange(7), rows, gradient, filled, squares, 2, 4)
+    assert (filled != 0).any(1).tolist() == (squares != 0).tolist() == mine
