@@ -56,9 +56,10 @@ def use_huge_pages(memory: torch.Tensor) -> torch.Tensor:
     advice: where it is not taken, or there is no Linux, everything works as before.
     """
     page = 1 << 21
+    if memory.device.type != "cpu" or platform.system() != "Linux" or memory.nbytes < 2 * page:
+        return memory
     start = -(-memory.data_ptr() // page) * page
     size = (memory.data_ptr() + memory.nbytes - start) // page * page
-    if memory.device.type == "cpu" and platform.system() == "Linux" and size > 0:
-        madv_hugepage = 14  # of mman.h
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), madv_hugepage)
+    madv_hugepage = 14  # of mman.h
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), madv_hugepage)
     return memory

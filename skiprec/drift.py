@@ -14,8 +14,9 @@ class Drift:
     :math:`b_j = \sqrt{(1-\beta_2^n) / \beta_2^j}` changes little over the steps that matter, as the weights
     :math:`w_j = \eta_n b_j \beta_1^j / (1-\beta_1^n)` die out like :math:`\beta_1^j`. So the sum over j is a mean of a
     smooth function of b, and the Gauss rule of two points for the weights w (Golub & Welsch 1969; two points from the
-    moments 0 to 3, in closed form) gives it almost to rounding: exactly for up to two missed steps, and for longer
-    absences with an error of the order of :math:`(\epsilon (b - \bar b) / u)^4`. Both points together are
+    moments 0 to 3, in closed form) gives it exactly for up to two missed steps. For longer absences the error is of the
+    order of :math:`(\epsilon (b - \bar b) / u)^4` where u is above epsilon; at worst, with u near epsilon, it is 3.6% of
+    the drift of rows last touched in the first step, 0.3% in the tenth, 1e-5 in the hundredth. Both points together are
 
     .. math:: m \frac{A u + B}{v + E u + F}
 
@@ -43,27 +44,29 @@ class Drift:
         ).sqrt()  # b_1, about which moments are taken
         self.moments = torch.zeros(4, capacity + 1, dtype=torch.float64, device=step.device)
         self.rates: list[Float[Tensor, ""]] = []
+        self.slot = torch.zeros((), dtype=torch.int32, device=step.device)
         self._refresh()
 
     def advance(self, step: Float[Tensor, ""], rate: Float[Tensor, ""]) -> None:
         """Note a step: all rows have missed it but those whose slot is set to `now` afterwards."""
-        n = self.now + 1  # slots before this one have missed the step; the others are not reached yet
-        missed = step - self.steps[:n]
+        # All slots, not those in use alone: no shape depends on the step, so that a CUDA graph can be captured.
+        missed = step - self.steps
         b = ((1 - self.beta2**step) / self.beta2**missed).sqrt()
-        term = rate * b * self.beta1**missed / (1 - self.beta1**step)
-        x = b / self.reference[:n] - 1
+        # The other slots are not reached yet.
+        term = torch.where(missed > 0, rate * b * self.beta1**missed / (1 - self.beta1**step), 0)
+        x = b / self.reference - 1
         for moment in self.moments:
-            moment[:n] += term
+            moment += term
             term = term * x
-        self.now = n
+        self.now += 1
+        self.slot = (step - self.steps[0]).int()
         if self.dtype == torch.float64:
             self.rates.append(rate)
         self._refresh()
 
     def _refresh(self) -> None:
-        """A, B, E, F and the moments' decay of each slot in use, as columns."""
-        n = self.now + 1
-        m0, m1, m2, m3 = self.moments[:, :n]
+        """A, B, E, F and the moments' decay of each slot, as columns."""
+        m0, m1, m2, m3 = self.moments
         total = m0.clamp(min=1e-300)  # nothing was missed: all are 0
         mean = m1 / total
         variance = (m2 / total - mean**2).clamp(min=1e-30)
@@ -71,12 +74,10 @@ class Drift:
         # The points are the roots of x^2 - (third / variance) x - variance, about the mean.
         middle = third / (2 * variance)
         half = (middle**2 + variance).sqrt()
-        # Two points that are one to rounding (a single missed step) share its weight.
-        middle = middle.clamp(-half, half)
         x1, x2 = middle - half, middle + half
         c1, c2 = m0 * x2 / (x2 - x1), -m0 * x1 / (x2 - x1)
-        e1, e2 = (self.eps * self.reference[:n] * (1 + mean + x) for x in (x1, x2))
-        missed = self.now - torch.arange(n, dtype=torch.float64, device=m0.device)
+        e1, e2 = (self.eps * self.reference * (1 + mean + x) for x in (x1, x2))
+        missed = (self.steps[0] + self.slot - self.steps).clamp(min=0)
         rows = (c1 + c2, c1 * e2 + c2 * e1, e1 + e2, e1 * e2, self.beta1**missed, self.beta2**missed)
         self.coefficients = torch.stack(rows, dim=1).to(self.dtype)  # (S, 6)
 

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from skiprec.schema import PADDING
+from skiprec.touched_rows import has_kernels
 
 # B sessions in the batch, T positions, N draws a session.
 
@@ -37,7 +38,7 @@ def draw_negatives(
     items = items.masked_fill(repeat | (items == PADDING), n_items + T + 1).sort(dim=1).values
     n_distinct = (items <= n_items).sum(1, keepdim=True)  # (B, 1)
     free = n_items - n_distinct
-    if session_items.device.type == "cpu" and bool((free < 1).any()):
+    if has_kernels(session_items.device) and bool((free < 1).any()):  # asking a GPU would wait for it
         raise ValueError(f"a session holds all {n_items} items of the catalogue, so nothing is left to draw")
     # 62 random bits modulo at most 2^31: uniform to one part in 2^31.
     bits = torch.randint(2**62, (B, n_negatives), generator=generator, device=session_items.device)

@@ -47,7 +47,7 @@ class DeferredAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float | Float[Tensor, ""] = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -62,12 +62,18 @@ class DeferredAdam(torch.optim.Optimizer):
             raise ValueError(f"eps is {eps}, expected more than 0")
         if max_deferred < 1:
             raise ValueError(f"max_deferred is {max_deferred}, expected at least 1")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
         self.max_deferred = max_deferred
-        for table, group in self._tables():
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take over more tables. Also called for those that the optimiser is made with."""
+        super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        for table in added["params"]:
             if table.ndim != 2 or not table.is_floating_point():
                 raise ValueError(f"a parameter is {table.dtype} of shape {tuple(table.shape)}, expected a 2-D table")
-            self._take_over(table, group)
+        for table in added["params"]:
+            self._take_over(table, added)
 
     def _tables(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         for group in self.param_groups:
@@ -187,7 +193,7 @@ class DeferredAdam(torch.optim.Optimizer):
                 weights.addcdiv_(first * factor, second.sqrt().mul_(scale).add_(eps), value=-1)
                 storage.index_copy_(0, rows[part], fetched)
         drift.advance(state["step"], rate)
-        state["slot"].index_fill_(0, groups.rows, drift.now)
+        state["slot"].index_fill_(0, groups.rows, drift.slot)
         if drift.now == self.max_deferred:
             self._flush(table, param_group)
 

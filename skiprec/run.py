@@ -140,6 +140,7 @@ class Run:
             "full_eval_seconds": full_eval_seconds,
             "save_seconds": self.save_seconds,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "optimizer": self.trainer.optimizer_note,
             "environment": environment(self.trainer.device),
         }
         write_file(self.folder / RECORD, json.dumps(record, indent=2) + "\n")

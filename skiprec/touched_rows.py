@@ -130,5 +130,8 @@ def dense_gradient(touched: TouchedRows, groups: Groups, out: Float[Tensor, "R D
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether the compiled loops of `row_kernels` serve float32 on this device; torch's operations do elsewhere."""
+    """Whether the compiled loops of `row_kernels` serve float32 on this device, and values may be asked for at no cost.
+
+    Elsewhere torch's operations serve, and no shape and no branch depends on data.
+    """
     return device.type == "cpu"

@@ -18,7 +18,7 @@ from skiprec.evaluation import Evaluator, ModelScorer
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.optimizer import DeferredAdam
 from skiprec.randomness import derive_seed
-from skiprec.touched_rows import Buffers, dense_gradient, group_ids, sparse_gradient, squared_norm
+from skiprec.touched_rows import Buffers, dense_gradient, group_ids, has_kernels, sparse_gradient, squared_norm
 from skiprec.tracking import NullTracker, Tracker
 from skiprec.training_loss import LossConfig, training_loss
 
@@ -131,7 +131,11 @@ class Trainer:
         # Initialisation and dropout alone draw from torch's global state. On the CPU first: the same on every device.
         torch.manual_seed(derive_seed(config.seed, "weights"))
         self.model = SequenceEncoder(config.model, dataset.n_items, dataset.max_length).to(self.device)
-        self.defers = config.weight_decay == 0 and touched_share(config, dataset) < DEFERRED_BELOW
+        share = touched_share(config, dataset)
+        self.defers = config.weight_decay == 0 and share < DEFERRED_BELOW
+        self.optimizer_note = (
+            f"Adam, {'deferred' if self.defers else 'dense'} for the item table: a step touches {share:.0%} of its rows"
+        )
         self.optimizers = make_optimizers(self.model, config, defers=self.defers)
         self.buffers = Buffers(config.model.dim, self.model.items.weight.dtype, self.device)
         self.dense_gradient = None if self.defers else torch.empty_like(self.model.items.weight)
@@ -249,9 +253,6 @@ class Trainer:
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go back to a state that `state` gave; training goes on bit for bit as it would have."""
-        self.model.load_state_dict(
-            {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
-        )
         for key, optimizer in self.optimizers.items():
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in tensors.items():
@@ -259,6 +260,10 @@ class Trainer:
                     _, index, moment = name.split("/")
                     state.setdefault(int(index), {})[moment] = value.clone()  # Adam writes into what it is given
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        # Weights last: what an optimiser still has to make up for it does before it says what its state is.
+        self.model.load_state_dict(
+            {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+        )
         self.epoch, self.best_epoch = values["epoch"], values["best_epoch"]
         self.best_value = values["best_value"]
 
@@ -296,7 +301,7 @@ def clip_gradients(model: SequenceEncoder, table_square: Float[Tensor, ""], limi
     norms = torch._foreach_norm(rest)
     norm = (torch.stack(norms).square().sum() + table_square).sqrt()
     factor = (limit / (norm + 1e-6)).clamp(max=1).float()
-    if factor.is_cuda or factor < 1:  # asking a GPU would wait for it
+    if not has_kernels(factor.device) or factor < 1:  # asking a GPU would wait for it
         torch._foreach_mul_([*rest, table._values() if table.is_sparse else table], factor)
 
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from skiprec.row_kernels import ROWS_WORTH_A_THREAD, flush_rows, over_rows, read_rows, sum_rows, update_rows
+from skiprec.row_kernels import (
+    ROWS_WORTH_A_THREAD,
+    flush_rows,
+    over_rows,
+    read_rows,
+    square_rows,
+    sum_rows,
+    update_rows,
+)
 
 SIZES = [0, 1, 2, 3, 7] + [k * ROWS_WORTH_A_THREAD + more for k in (1, 2, 3, 4, 5) for more in (-1, 0, 1)]
 
@@ -114,7 +122,8 @@ def test_a_compiled_loop_does_its_own_rows_alone():
     mine = [False, False, True, True, False, False]
 
     changed = storage.copy()
-    update_rows(changed, slots, coefficients, rows, gradient, np.full(6, 0.5, np.float32), 2, 4)
+    edges = np.arange(7)
+    update_rows(changed, slots, coefficients, rows, rows, edges, gradient, np.full(7, 0.5, np.float32), 2, 4)
     assert (changed != storage).any((1, 2)).tolist() == mine
     changed = storage.copy()
     flush_rows(changed, slots, coefficients, 2, 4)
@@ -123,5 +132,6 @@ def test_a_compiled_loop_does_its_own_rows_alone():
     read_rows(storage, slots, coefficients, rows, filled, 2, 4)
     assert (filled != 0).any(1).tolist() == mine
     filled, squares = np.zeros((6, 4), np.float32), np.zeros(6, np.float32)
-    sum_rows(rows, np.arange(7), rows, gradient, filled, squares, 2, 4)
+    sum_rows(rows, rows, edges, gradient, filled, 2, 4)
+    square_rows(rows, edges, gradient, squares, 2, 4)
     assert (filled != 0).any(1).tolist() == (squares != 0).tolist() == mine

@@ -366,6 +366,19 @@ def test_the_defaults_are_those_of_semantics():
 
 
 # Its losses were all finite; the evaluation's message alone would name neither epoch nor settings.
+@both_optimizers
+def test_a_state_may_be_restored_in_mid_epoch(dataset):
+    """What the steps since have left to be made up for does not reach what is restored."""
+    t = trainer(dataset, n_negatives=2, batch_size=4)
+    next(iter(t.epochs()))
+    saved = copied(t.state())
+    for number, batch in zip((1, 2, 3), batches(t.sessions, 4, seed=1, epoch=2), strict=False):
+        t.step(batch, number)
+    t.restore(*saved)
+    tensors, _ = t.state()
+    assert all(torch.equal(tensors[name], value) for name, value in saved[0].items())
+
+
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_deferring_trains_to_the_same_model(dataset, monkeypatch, changes):
     """Few draws, so that most rows miss most steps; their drift is made up for, and the weights are dense Adam's."""
@@ -382,11 +395,14 @@ def test_deferring_trains_to_the_same_model(dataset, monkeypatch, changes):
 
 
 def test_the_optimizer_is_chosen_by_the_share_of_rows_that_a_step_touches():
-    """32 sessions of 6 items and 20 draws are 832 ids: of 10,000 rows 8%, of 1,000 rows 56%."""
-    for n_items, share in ((10_000, 0.0798), (1_000, 0.565)):
+    """32 sessions of 6 items and 20 draws are 832 ids: of 10,000 rows 8%, of 1,000 rows 57%."""
+    for n_items, share, percent in ((10_000, 0.0798, 8), (1_000, 0.565, 57)):
         small = dataset_of([[1, 2, 3, 4, 5, 6]], n_items=n_items)
         assert touched_share(small_config(), small) == pytest.approx(share, abs=0.001)
-        assert trainer(small).defers == (share < 0.5)
+        t = trainer(small)
+        assert t.defers == (share < 0.5)
+        kind = "deferred" if t.defers else "dense"
+        assert t.optimizer_note == f"Adam, {kind} for the item table: a step touches {percent}% of its rows"
 
 
 def test_weights_broken_by_the_last_step_end_the_run_and_name_the_epoch(dataset):

@@ -1,0 +1,73 @@
+"""On a GPU nothing in a step waits for the host, or has a shape that depends on data: shown without one.
+
+Fake tensors have shapes and no values. Whatever asks one for a value, as `.item()`, `nonzero` and branches do, raises.
+"""
+
+import itertools
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+import skiprec.negatives
+import skiprec.optimizer
+import skiprec.touched_rows
+import skiprec.trainer
+from skiprec.batches import Batch
+from skiprec.model import ModelConfig, SequenceEncoder
+from skiprec.optimizer import DeferredAdam
+from skiprec.touched_rows import Buffers, group_ids, sparse_gradient, squared_norm
+from skiprec.trainer import clip_gradients
+from skiprec.training_loss import LossConfig, training_loss
+
+B, T, D = 4, 6, 8
+
+
+def one_step(architecture: str, mode: str, scope: str, alpha: float) -> None:
+    """As `Trainer.step` does it where updates are deferred, twice."""
+    config = ModelConfig(architecture=architecture, dim=D, n_layers=1, n_heads=2, feed_forward=D, init="torch")
+    model = SequenceEncoder(config, 50, T)
+    table, *rest = model.parameters()
+    optimizers = DeferredAdam([table]), torch.optim.Adam(rest, fused=True)
+    items = torch.randint(1, 51, (B, T))
+    batch = Batch(items, torch.rand(B, T) < 0.5, torch.full((B,), T))
+    loss = LossConfig(alpha=alpha, negatives=mode, negative_scope=scope, n_negatives=5, visible_positive=True)
+    buffers = Buffers(D, torch.float32, items.device)
+    for step in (1, 2):
+        parts = training_loss(
+            model, batch, loss, (1, 1, step), lambda ids, out: optimizers[0].read(table, ids, out), buffers
+        )
+        parts.loss.backward()
+        parts.touched.gather_leading()
+        groups = group_ids(parts.touched.ids)
+        table.grad = sparse_gradient(parts.touched, table.shape)
+        clip_gradients(model, squared_norm(groups, parts.touched.gradients), 5.0)
+        optimizers[0].step(groups=groups)
+        optimizers[1].step()
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    for module in (skiprec.negatives, skiprec.optimizer, skiprec.touched_rows, skiprec.trainer):
+        monkeypatch.setattr(module, "has_kernels", lambda device: False)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(
+    ("architecture", "mode", "scope", "alpha"),
+    [
+        *itertools.product(("unidirectional", "bidirectional"), ("session", "batch"), ["session"], (0.0, 0.5)),
+        ("unidirectional", "session", "other_session", 0.5),
+        ("unidirectional", "session", "random", 0.5),
+    ],
+)
+def test_a_step_asks_for_no_value(architecture, mode, scope, alpha):
+    with FakeTensorMode():
+        one_step(architecture, mode, scope, alpha)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_step_that_did_would_be_seen(monkeypatch):
+    monkeypatch.setattr(skiprec.trainer, "has_kernels", lambda device: True)
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+        one_step("unidirectional", "session", "session", 0.0)
