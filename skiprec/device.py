@@ -46,7 +46,7 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4  # names and numbers of malloc.h
         libc = ctypes.CDLL(None)
         libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_trim_threshold, -1)  # never: any number of an int would be a limit of 2 GB
 
 
 def use_huge_pages(memory: torch.Tensor) -> torch.Tensor:
