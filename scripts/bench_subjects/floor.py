@@ -6,7 +6,6 @@ counted by half; and three products of (B T, D) with (D, N) for the loss. bytes:
 table that a step touches, weights and both moments read and written, the gradient written and read: 8 D floats.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -14,21 +13,20 @@ import measuring
 import torch
 from measuring import BLOCKS, FEED_FORWARD, B, D, N, T
 
-MATRIX = 2048
+MATRIX = 1024
 COPIED_FLOATS = 2**26
 """256 MiB: far more than the caches hold."""
 
 
 def best_seconds(work: Callable[[], object], seconds: float) -> float:
-    """The median of the faster half of repeated runs: what the machine can do when it is left alone."""
+    """The fastest of repeated runs: what the machine can do when it is left alone. A slow one would be no floor."""
     times = []
     start = time.perf_counter()
-    while len(times) < 6 or time.perf_counter() - start < seconds:
+    while len(times) < 10 or time.perf_counter() - start < seconds:
         before = time.perf_counter()
         work()
         times.append(time.perf_counter() - before)
-    times.sort()
-    return statistics.median(times[: len(times) // 2])
+    return min(times)
 
 
 def multiply_adds() -> dict[str, int]:
@@ -47,10 +45,12 @@ def touched_rows(task: measuring.Task) -> int:
 def main() -> None:
     """Print the parts and their sum."""
     task = measuring.read_task()
+    start, others = time.perf_counter(), measuring.cpu_seconds_of_others()
     a, b, product = (torch.rand(MATRIX, MATRIX) for _ in range(3))
     matrix_rate = 2 * MATRIX**3 / best_seconds(lambda: torch.mm(a, b, out=product), task.seconds / 2)
     source, target = torch.rand(COPIED_FLOATS), torch.rand(COPIED_FLOATS)
     bandwidth = 2 * 4 * COPIED_FLOATS / best_seconds(lambda: target.copy_(source), task.seconds / 2)
+    others_share = measuring.others_share(start, others)
     counts = multiply_adds()
     rows = touched_rows(task)
     n_bytes = rows * D * 4 * 8
@@ -67,6 +67,7 @@ def main() -> None:
         "bytes": n_bytes,
         "matrix_gflops": matrix_rate / 1e9,
         "copy_gb_per_second": bandwidth / 1e9,
+        "others_share": others_share,
     }
     measuring.report(figures, notes="2 * multiply_adds / matrix_gflops + bytes / copy_gb_per_second")
 

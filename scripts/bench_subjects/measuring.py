@@ -122,12 +122,11 @@ def clock(step: Callable[[int], int], seconds: float) -> dict[str, float]:
         done += steps_a_block
         rates.append(sessions / block)
         times.append(block / steps_a_block)
-    wall = time.perf_counter() - start
     return {
         "sessions_per_second": statistics.median(rates),
         "step_seconds": statistics.median(times),
         "best_sessions_per_second": max(rates),
-        "others_share": (cpu_seconds_of_others() - others) / (wall * (os.cpu_count() or 1)),
+        "others_share": others_share(start, others),
         "blocks": len(rates),
         "steps": done,
         "warm_up_seconds": warm_up,
@@ -142,6 +141,11 @@ def cpu_seconds_of_others() -> float:
     except OSError:
         return 0.0
     return (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def others_share(start: float, others: float) -> float:
+    """Share of the machine's cores that other programs took since `start` (perf_counter), when they had `others`."""
+    return (cpu_seconds_of_others() - others) / ((time.perf_counter() - start) * (os.cpu_count() or 1))
 
 
 def report(figures: dict, *, notes: str = "", packages: tuple[str, ...] = ()) -> None:
