@@ -14,8 +14,8 @@ class Drift:
     :math:`b_j = \sqrt{(1-\beta_2^n) / \beta_2^j}` changes little over the steps that matter, as the weights
     :math:`w_j = \eta_n b_j \beta_1^j / (1-\beta_1^n)` die out like :math:`\beta_1^j`. So the sum over j is a mean of a
     smooth function of b, and the Gauss rule of two points for the weights w (Golub & Welsch 1969; two points from the
-    moments 0 to 3, in closed form) gives it exactly for up to two missed steps. For longer ones the error is of the order
-    of :math:`(\epsilon (b - \bar b) / u)^4` where u is above epsilon; at worst, with u near epsilon, it is 3.6% of
+    moments 0 to 3, in closed form) gives it exactly for up to two missed steps. For more the error is of the order of
+    :math:`(\epsilon (b - \bar b) / u)^4` where u is above epsilon; at worst, with u near epsilon, it is 3.6% of
     the drift of rows last touched in the first step, 0.3% in the tenth, 1e-5 in the hundredth. Both points together are
 
     .. math:: m \frac{A u + B}{v + E u + F}

@@ -13,8 +13,8 @@ from torch import Tensor
 
 # B sessions in the batch, P positions, D embedding width, N negatives a draw.
 
-CHUNK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
-"""Negatives and scores at a time: on the CPU what a core's cache holds, elsewhere what fills the device."""
+CHUNK_BYTES = {"cpu": 2_400_000, "cuda": 1 << 28}
+"""Negatives and scores at a time: on the CPU what each thread's cache holds, elsewhere what fills the device."""
 
 
 class SampledSoftmax(torch.autograd.Function):
@@ -41,7 +41,8 @@ class SampledSoftmax(torch.autograd.Function):
             predicted: Predicted embedding at each position.
             target: Embedding of the item that was played.
             negatives: Embeddings of items that were not: draws a session, or one draw that the batch shares.
-            negatives_gradient: Filled with the gradient of the negatives.
+            negatives_gradient: Filled with the gradient of the negatives. May be their own memory, which then need not
+                be fetched once more to be written.
             position_mask: True where there is a target.
             negative_mask: False where a shared draw is an item of that very session; None if all are real.
             scale: Factor of the loss: of the first result, and of all gradients.
@@ -53,8 +54,7 @@ class SampledSoftmax(torch.autograd.Function):
         ctx.gradients = torch.empty_like(predicted), torch.empty_like(target)
         loss = predicted.new_zeros(())
         is_shared = len(negatives) == 1 < len(predicted)
-        if is_shared:
-            negatives_gradient.zero_()
+        into = torch.zeros_like(negatives) if is_shared else negatives_gradient
         for rows in chunks(predicted, negatives):
             of = slice(0, 1) if is_shared else rows
             mask = None if negative_mask is None else negative_mask[rows]
@@ -66,8 +66,10 @@ class SampledSoftmax(torch.autograd.Function):
                 mask,
                 scale,
                 is_shared=is_shared,
-                into=(ctx.gradients[0][rows], ctx.gradients[1][rows], negatives_gradient[of]),
+                into=(ctx.gradients[0][rows], ctx.gradients[1][rows], into[of]),
             )
+        if is_shared:
+            negatives_gradient.copy_(into)
         ctx.mark_non_differentiable(loss)
         return loss * scale, loss
 
@@ -84,7 +86,8 @@ def chunks(predicted: Float[Tensor, "B P D"], negatives: Float[Tensor, "draws N 
     _, N, _ = negatives.shape
     # A session brings its scores, and negatives of its own unless they are shared.
     floats = N * P + (N * D if len(negatives) == B else 0)
-    size = max(1, CHUNK_BYTES[predicted.device.type] // (floats * predicted.element_size()))
+    threads = torch.get_num_threads() if predicted.device.type == "cpu" else 1
+    size = max(1, CHUNK_BYTES[predicted.device.type] // (floats * predicted.element_size())) * threads
     return [slice(start, start + size) for start in range(0, B, size)]
 
 

@@ -27,7 +27,9 @@ class TouchedRows:
 
     ids: Int[Tensor, " N"]
     values: Float[Tensor, "N D"]
+    """Until they are written over."""
     gradients: Float[Tensor, "N D"]
+    """In the memory of the values: of each row first the one is needed, then the other."""
     leading: Float[Tensor, "L D"]
     """The first values, as a leaf of their own."""
 
@@ -49,7 +51,7 @@ class Buffers:
     """Memory for the rows of a step, kept from one step to the next: page faults cost more than the arithmetic."""
 
     def __init__(self, dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.pair = torch.empty(2, 0, dim, dtype=dtype, device=device)
+        self.rows = torch.empty(0, dim, dtype=dtype, device=device)
 
     def touch(self, read: Reader, leading: list[Tensor], others: Tensor) -> TouchedRows:
         """Read rows.
@@ -60,12 +62,12 @@ class Buffers:
             others: Item indices whose gradients are written by hand.
         """
         ids = torch.cat([*(items.flatten() for items in leading), others.flatten()])
-        if len(ids) > self.pair.shape[1]:
-            self.pair = use_huge_pages(self.pair.new_empty(2, len(ids), self.pair.shape[2]))
-        values, gradients = self.pair[:, : len(ids)]
-        read(ids, values)
+        if len(ids) > len(self.rows):
+            self.rows = use_huge_pages(self.rows.new_empty(len(ids), self.rows.shape[1]))
+        rows = self.rows[: len(ids)]
+        read(ids, rows)
         n_leading = len(ids) - others.numel()
-        return TouchedRows(ids, values, gradients, values[:n_leading].clone().requires_grad_())
+        return TouchedRows(ids, rows, rows, rows[:n_leading].clone().requires_grad_())
 
 
 @dataclass(frozen=True, slots=True)
