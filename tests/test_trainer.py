@@ -181,7 +181,7 @@ def test_draws_are_named_by_seed_epoch_and_step(dataset, monkeypatch):
 def test_the_loss_falls_and_weights_are_trained_in_training_mode_alone(dataset):
     t = trainer(dataset, max_epochs=3, alpha=0.0)
     modes = []
-    t.model.blocks[0].register_forward_pre_hook(lambda block, _: modes.append(block.training))
+    t.model.head.register_forward_pre_hook(lambda head, _: modes.append(head.training))
     losses = [r.metrics["train/loss"] for r in t.epochs()]
     assert losses[2] < losses[1] < losses[0]
     assert modes == ([True] * 4 + [False]) * 3  # four steps, then validation without dropout
