@@ -18,7 +18,7 @@ from torch import Tensor
 from skiprec.errors import CheckpointError
 from skiprec.files import canonical_json, sha256, sha256_of, write_file
 
-FORMAT = 1
+FORMAT = 2
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int32: "I32", torch.int64: "I64"}
 """Those that checkpoints hold, by safetensors' names."""
 

@@ -49,7 +49,7 @@ class Drift:
 
     def advance(self, step: Float[Tensor, ""], rate: Float[Tensor, ""]) -> None:
         """Note a step: all rows have missed it but those whose slot is set to `now` afterwards."""
-        # All slots, not those in use alone: no shape depends on the step, so that a CUDA graph can be captured.
+        # All slots, not those in use alone: no shape depends on the step.
         missed = step - self.steps
         b = ((1 - self.beta2**step) / self.beta2**missed).sqrt()
         # The other slots are not reached yet.

@@ -45,6 +45,7 @@ class ModelScorer:
     def __init__(self, model: SequenceEncoder) -> None:
         self.model = model
 
+    @torch.no_grad()
     def candidate_scores(
         self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], candidates: Int[Tensor, "B C"]
     ) -> Float[Tensor, "B C"]:
@@ -61,6 +62,7 @@ class ModelScorer:
         over_rows(score_rows, len(scores), storage, candidates.int(), predicted, scores, worth_a_thread=16)
         return scores
 
+    @torch.no_grad()
     def catalogue_scores(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B R"]:
         """Scores of every item for each session."""
         return self.model.next_item(items, lengths) @ self.model.items.weight[: self.model.n_items + 1].T

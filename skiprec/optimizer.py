@@ -18,8 +18,8 @@ from skiprec.touched_rows import Groups, group_ids, has_kernels, sums
 
 # R rows of a table, D width, n rows at a time, S slots (a slot is a step since the last flush).
 
-ROWS_AT_A_TIME = 1024
-"""Rows that are worked on at once: with their moments 1.5 MB at D 128, which stays in a core's cache."""
+ROWS_AT_A_TIME = {"cpu": 1 << 10, "cuda": 1 << 18}
+"""Rows that are worked on at once: on the CPU, with their moments 1.5 MB at D 128, which stays in a core's cache."""
 
 
 class DeferredAdam(torch.optim.Optimizer):
@@ -32,7 +32,8 @@ class DeferredAdam(torch.optim.Optimizer):
 
     In float32 the sum is taken by a Gauss rule of two points (see `Drift`), in float64 term by term.
 
-    Weight decay is not offered: with it, every row moves in every step by an amount of its own.
+    Weight decay is not offered: with it, every row moves in every step by an amount of its own. On a GPU row 0 is taken
+    for padding, without a gradient (see `touched_rows.Groups`).
 
     Args:
         params: Tables, 2-D. Each is moved into one tensor with its moments, as a strided view (`.data` is replaced).
@@ -112,7 +113,7 @@ class DeferredAdam(torch.optim.Optimizer):
 
             over_rows(read_rows, len(rows), *self._arrays(table), rows, out)
         else:
-            for part in parts(len(rows)):
+            for part in parts(len(rows), table.device):
                 fetched = self._storage(table).index_select(0, rows[part])
                 state["drift"].apply(fetched, state["slot"].index_select(0, rows[part]), out[part])
         return out
@@ -161,15 +162,17 @@ class DeferredAdam(torch.optim.Optimizer):
         state, (beta1, beta2) = self.state[table], param_group["betas"]
         drift: Drift = state["drift"]
         state["step"] += 1
-        # 0-d tensors on the device, not numbers: a captured graph must see the step and the learning rate change.
+        # 0-d tensors on the device, not numbers: nothing has to come from there to be computed with.
         correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-        # Cloned: a rate that is a tensor may be changed in place afterwards.
-        rate = torch.as_tensor(param_group["lr"], dtype=torch.float64, device=table.device).clone()
+        lr = param_group["lr"]
+        # Filled where it is, as copying a number to a GPU would wait. Cloned, as a tensor may be changed in place.
+        rate = torch.zeros_like(state["step"]) + (lr.clone() if isinstance(lr, Tensor) else lr)
         factor, scale, eps = rate / correction1, correction2.rsqrt(), param_group["eps"]
         if self._has_kernels(table):
             from skiprec.row_kernels import over_rows, update_rows
 
-            numbers = torch.tensor([beta1, beta2, 1 - beta1, 1 - beta2, factor, scale, eps])
+            # Said, not inferred: a float64 among them would have the loop compiled for that, at half the speed.
+            numbers = torch.tensor([beta1, beta2, 1 - beta1, 1 - beta2, factor, scale, eps], dtype=torch.float32)
             over_rows(
                 update_rows,
                 len(groups.rows),
@@ -184,7 +187,7 @@ class DeferredAdam(torch.optim.Optimizer):
             rows, gradient = groups.rows, sums(groups, gradients)
             storage = self._storage(table)
             factor, scale = factor.to(table.dtype), scale.to(table.dtype)
-            for part in parts(len(rows)):
+            for part in parts(len(rows), table.device):
                 fetched = storage.index_select(0, rows[part])
                 weights, first, second = fetched.unbind(1)
                 decay1, decay2 = drift.apply(fetched, state["slot"].index_select(0, rows[part]), weights)
@@ -193,7 +196,8 @@ class DeferredAdam(torch.optim.Optimizer):
                 weights.addcdiv_(first * factor, second.sqrt().mul_(scale).add_(eps), value=-1)
                 storage.index_copy_(0, rows[part], fetched)
         drift.advance(state["step"], rate)
-        state["slot"].index_fill_(0, groups.rows, drift.slot)
+        # Not index_fill_: with a tensor for its value that waits for the device.
+        state["slot"].index_copy_(0, groups.rows, drift.slot.expand(len(groups.rows)))
         if drift.now == self.max_deferred:
             self._flush(table, param_group)
 
@@ -211,7 +215,7 @@ class DeferredAdam(torch.optim.Optimizer):
 
             over_rows(flush_rows, len(table), *self._arrays(table))
         else:
-            for part in parts(len(table)):
+            for part in parts(len(table), table.device):
                 fetched = self._storage(table)[part]
                 weights, first, second = fetched.unbind(1)
                 decay1, decay2 = state["drift"].apply(fetched, state["slot"][part], weights)
@@ -249,7 +253,8 @@ class DeferredAdam(torch.optim.Optimizer):
             self._start_deferring(table, group)
 
 
-def parts(n: int) -> Iterator[slice]:
-    """Slices of n rows, few enough to be worked on in a core's cache."""
-    for start in range(0, n, ROWS_AT_A_TIME):
-        yield slice(start, min(start + ROWS_AT_A_TIME, n))
+def parts(n: int, device: torch.device) -> Iterator[slice]:
+    """Slices of n rows, few enough to be worked on at once."""
+    size = ROWS_AT_A_TIME[device.type]
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))

@@ -41,7 +41,7 @@ class PrepareConfig:
     skip_threshold: int = 2
     """A position is skipped when its level is at least this: 1 mostly played, 2 briefly, 3 very briefly."""
     only_sessions_with_skips: bool = False
-    """Drop sessions in which no kept position is skipped."""
+    """Drop sessions in which no position of the training prefix is skipped."""
     split: Literal["leave_one_out"] = "leave_one_out"
     """What is held out of training."""
 

@@ -7,7 +7,7 @@ these are tested against.
 import functools
 import inspect
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numba
@@ -232,7 +232,10 @@ def over_rows(kernel: Callable[..., None], n: int, *arguments: Any, worth_a_thre
     threads = min(torch.get_num_threads(), 1 + n // worth_a_thread)
     edges = [n * part // threads for part in range(threads + 1)]
     others = [pool(threads).submit(kernel, *arguments, *edges[part : part + 2]) for part in range(1, threads)]
-    kernel(*arguments, *edges[:2])
+    try:
+        kernel(*arguments, *edges[:2])
+    finally:  # also after Ctrl-C: nobody may go on while the others still write
+        wait(others)
     for other in others:
         other.result()
 

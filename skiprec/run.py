@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,8 @@ def read_history(path: Path, n_epochs: int) -> list[EpochResult]:
 @functools.cache  # the versions are read from files, which takes longer than a small epoch
 def environment(device: torch.device) -> dict[str, str]:
     """Versions and machine, as a run's record names them."""
-    packages = ("torch", "numpy", "pandas", "pyarrow", "safetensors")
+    packages = ["torch", "numpy", "pandas", "pyarrow", "safetensors"]
+    packages += ["numba"] if find_spec("numba") else []  # a GPU does without
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return (
         {"skiprec": __version__}

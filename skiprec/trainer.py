@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from skiprec.batches import Batch, batches
 from skiprec.dataset import Dataset, training_prefix
-from skiprec.errors import ConfigError, OutOfMemory, TrainingDiverged, TrainingStopped
+from skiprec.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator, ModelScorer
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.optimizer import DeferredAdam
@@ -211,8 +211,7 @@ class Trainer:
             with memory_errors(self.config):
                 totals += self.step(batch, number) * len(batch.lengths)
             bar.update(len(batch.lengths))
-        if self.defers:
-            self.optimizers["table"].flush()
+        self.flush()
         loss, nll, nce = (totals / len(self.sessions.lengths)).tolist()
         if not torch.isfinite(totals).all():
             raise TrainingDiverged(
@@ -231,20 +230,27 @@ class Trainer:
         self.tracker.log_metrics(metrics, epoch=self.epoch)
         return result
 
+    def flush(self) -> None:
+        """Bring every row of the item table up to date."""
+        if self.defers:
+            self.optimizers["table"].flush()
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Sampled metrics of the model as it is."""
+        self.flush()
         self.model.eval()
         return self.evaluator.sampled(ModelScorer(self.model))
 
     @torch.no_grad()
     def validate_full(self) -> dict[str, float]:
         """Metrics against the whole catalogue, of the model as it is."""
+        self.flush()
         self.model.eval()
         return self.evaluator.full(ModelScorer(self.model))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that the next epoch depends on: tensors by name, and plain values."""
+        """Everything that the next epoch depends on: tensors by name (in use: a step changes them), and values."""
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         for key, optimizer in self.optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
@@ -252,7 +258,14 @@ class Trainer:
         return tensors, {"epoch": self.epoch, "best_epoch": self.best_epoch, "best_value": self.best_value}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Go back to a state that `state` gave; training goes on bit for bit as it would have."""
+        """Go back to a state that `state` gave; training goes on bit for bit as it would have.
+
+        Raises:
+            CheckpointError: If it is of other optimisers.
+        """
+        found, expected = {name.split("/")[0] for name in tensors}, {"model", *self.optimizers}
+        if not found <= expected:
+            raise CheckpointError(f"the state is of {sorted(found)}, expected {sorted(expected)}; train again")
         for key, optimizer in self.optimizers.items():
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in tensors.items():

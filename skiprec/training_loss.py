@@ -134,7 +134,7 @@ def training_loss(
         touched.of_others(touched.gradients).view(*negative_items.shape, -1),
         has_target,
         negative_mask,
-        torch.as_tensor(config.beta, dtype=predicted.dtype, device=device),
+        torch.full((), config.beta, dtype=predicted.dtype, device=device),
     )
     if config.alpha == 0:
         return LossParts(weighted, nll, torch.zeros_like(nll), touched)

@@ -110,7 +110,7 @@ def metadata(about: dict) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "about",
-    [None, {}, {"skiprec": "no json"}, {"skiprec": "[]"}, {"other": "{}"}, metadata({"format": 1, "checksum": "0"})],
+    [None, {}, {"skiprec": "no json"}, {"skiprec": "[]"}, {"other": "{}"}, metadata({"format": 2, "checksum": "0"})],
 )
 def test_a_safetensors_file_of_another_kind_is_refused(tmp_path, about):
     (tmp_path / "c").write_bytes(safetensors.torch.save(TENSORS, about))
@@ -119,10 +119,10 @@ def test_a_safetensors_file_of_another_kind_is_refused(tmp_path, about):
 
 
 def test_another_format_is_refused_by_its_number(tmp_path):
-    (tmp_path / "c").write_bytes(safetensors.torch.save(TENSORS, metadata(ABOUT | {"format": 2, "checksum": "0"})))
+    (tmp_path / "c").write_bytes(safetensors.torch.save(TENSORS, metadata(ABOUT | {"format": 3, "checksum": "0"})))
     with pytest.raises(CheckpointError) as caught:
         load(tmp_path / "c")
-    assert str(caught.value) == f"{tmp_path / 'c'}: has format 2, this version reads format 1"
+    assert str(caught.value) == f"{tmp_path / 'c'}: has format 3, this version reads format 2"
 
 
 def test_a_checkpoint_of_other_data_is_refused(path):

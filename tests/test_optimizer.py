@@ -311,7 +311,7 @@ def test_more_rows_than_are_worked_on_at_once(dtype, monkeypatch):
     ends = []
     monkeypatch.setattr(skiprec.optimizer, "has_kernels", lambda table: False)
     for at_a_time in (1024, 7):
-        monkeypatch.setattr(skiprec.optimizer, "ROWS_AT_A_TIME", at_a_time)
+        monkeypatch.setattr(skiprec.optimizer, "ROWS_AT_A_TIME", {"cpu": at_a_time})
         table = a_table(dtype)
         optimizer = DeferredAdam([table], max_deferred=20)
         for step in range(1, 50):

@@ -8,11 +8,12 @@ import torch
 from conftest import dataset_of, small_config
 
 import skiprec.evaluation
+import skiprec.row_kernels
 import skiprec.trainer
 from skiprec.batches import batches
 from skiprec.checkpoint import weights_digest
 from skiprec.dataset import training_prefix
-from skiprec.errors import ConfigError, TrainingDiverged, TrainingStopped
+from skiprec.errors import CheckpointError, ConfigError, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator
 from skiprec.trainer import SELECTED_BY, TrainConfig, Trainer, touched_share
 from skiprec.training_loss import LossParts
@@ -377,6 +378,41 @@ def test_a_state_may_be_restored_in_mid_epoch(dataset):
     t.restore(*saved)
     tensors, _ = t.state()
     assert all(torch.equal(tensors[name], value) for name, value in saved[0].items())
+
+
+@pytest.mark.parametrize("deferred_below", [0, 2], ids=["dense", "deferred"], indirect=True)
+@pytest.mark.usefixtures("deferred_below")
+def test_the_compiled_loops_are_given_single_precision(dataset, monkeypatch):
+    """In double they run as well, and take twice as long."""
+    given, real = set(), skiprec.row_kernels.over_rows
+
+    def spy(kernel, n, *arguments, **options):
+        given.update((kernel.__name__, a.dtype) for a in arguments)
+        real(kernel, n, *arguments, **options)
+
+    monkeypatch.setattr(skiprec.row_kernels, "over_rows", spy)
+    list(trainer(dataset, max_epochs=1, patience=0).epochs())
+    assert {"score_rows", "square_rows"} <= {name for name, _ in given}
+    assert {dtype for _, dtype in given} == {torch.float32, torch.int32, torch.int64}
+
+
+def test_a_state_of_another_optimizer_is_refused(dataset, monkeypatch):
+    t = trainer(dataset)
+    next(iter(t.epochs()))
+    saved = t.state()
+    monkeypatch.setattr(skiprec.trainer, "DEFERRED_BELOW", 2)
+    with pytest.raises(CheckpointError, match=r"^the state is of .*'all'.*, expected .*'table'"):
+        trainer(dataset).restore(*saved)
+
+
+@both_optimizers
+def test_validation_after_steps_by_hand_is_of_every_row_as_it_is(dataset):
+    t = trainer(dataset, n_negatives=2, batch_size=4)
+    for number, batch in zip((1, 2, 3), batches(t.sessions, 4, seed=1, epoch=1), strict=False):
+        t.step(batch, number)
+    first = t.validate()
+    t.flush()
+    assert t.validate() == first
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
