@@ -39,16 +39,15 @@ class Drift:
         self.dtype = dtype
         # The step of each slot; slot 0 stands for the rows of the last flush.
         self.steps = step + torch.arange(capacity + 1, dtype=torch.float64, device=step.device)  # (S,)
-        self.reference = (
-            (1 - self.beta2 ** (self.steps + 1)) / self.beta2
-        ).sqrt()  # b_1, about which moments are taken
+        # b_1, about which moments are taken.
+        self.reference = ((1 - self.beta2 ** (self.steps + 1)) / self.beta2).sqrt()
         self.moments = torch.zeros(4, capacity + 1, dtype=torch.float64, device=step.device)
         self.rates: list[Float[Tensor, ""]] = []
         self.slot = torch.zeros((), dtype=torch.int32, device=step.device)
         self._refresh()
 
     def advance(self, step: Float[Tensor, ""], rate: Float[Tensor, ""]) -> None:
-        """Note a step: all rows have missed it but those whose slot is set to `now` afterwards."""
+        """Note a step: all rows have missed it but those whose slot is set to `slot` afterwards."""
         # All slots, not those in use alone: no shape depends on the step.
         missed = step - self.steps
         b = ((1 - self.beta2**step) / self.beta2**missed).sqrt()

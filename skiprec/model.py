@@ -59,8 +59,7 @@ class Block(nn.TransformerEncoderLayer):
 
         Args:
             hidden: What the block before gave.
-            bias: Added to the attention scores: -inf where a position may not look. One for all, or one a session
-                and head.
+            bias: Added to the attention scores: -inf where a position may not look. One a session and head.
             masks: The dropout masks that are left for this forward pass.
         """
         if self.norm_first:

@@ -133,9 +133,8 @@ class Trainer:
         self.model = SequenceEncoder(config.model, dataset.n_items, dataset.max_length).to(self.device)
         share = touched_share(config, dataset)
         self.defers = config.weight_decay == 0 and share < DEFERRED_BELOW
-        self.optimizer_note = (
-            f"Adam, {'deferred' if self.defers else 'dense'} for the item table: a step touches {share:.0%} of its rows"
-        )
+        reason = "weight decay moves every row" if config.weight_decay else f"a step touches {share:.0%} of its rows"
+        self.optimizer_note = f"Adam, {'deferred' if self.defers else 'dense'} for the item table: {reason}"
         self.optimizers = make_optimizers(self.model, config, defers=self.defers)
         self.buffers = Buffers(config.model.dim, self.model.items.weight.dtype, self.device)
         self.dense_gradient = None if self.defers else torch.empty_like(self.model.items.weight)

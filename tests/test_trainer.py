@@ -224,7 +224,9 @@ def test_every_step_is_adam_with_the_configured_numbers(dataset, only):
 @both_optimizers
 def test_weight_decay_reaches_the_optimizer(dataset):
     """With it every row moves in every step, so nothing can be deferred."""
-    (optimizer,) = trainer(dataset, weight_decay=0.1).optimizers.values()
+    t = trainer(dataset, weight_decay=0.1)
+    assert t.optimizer_note == "Adam, dense for the item table: weight decay moves every row"
+    (optimizer,) = t.optimizers.values()
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
