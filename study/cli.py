@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Which settings, and which use of skips, recommend the next track best: studies of many trainings.",
 )
 
+RECIPES = "controls, data_size, demo, paper, search, table1, temperature, threshold, uses, or a TOML file of your own."
 Name = Annotated[str | None, typer.Argument(help="The study; may be left out where there is only one.")]
 Mlruns = Annotated[Path, typer.Option(help="The folder of the databases, artifacts and resume points.")]
 Storage = Annotated[str | None, typer.Option(help="Optuna's database, if it is not MLRUNS/optuna.db.")]
@@ -29,7 +30,7 @@ def main() -> None:
 
 @app.command("run")
 def run_study(
-    recipe: Annotated[str, typer.Argument(help="demo, paper, search, or a TOML file of your own.")],
+    recipe: Annotated[str, typer.Argument(help=RECIPES)],
     data: Annotated[Path, typer.Option(help="A dataset folder, made by `skiprec prepare`.")],
     workers: Annotated[int, typer.Option(help="Processes; the cores are divided among them.")] = 1,
     name: Annotated[str | None, typer.Option(help="Of the study, if not the recipe's and the data's.")] = None,
@@ -52,7 +53,56 @@ def run_study(
         raise typer.Exit(130) from None
     stage = handle.progress()
     print(f"study {handle.name}: {stage.complete} of {stage.planned} cells complete, {stage.failed} failed")
-    print(f"next: study report {handle.name} --out report, or study ui")
+    print(f"next: study confirm {handle.name} --workers {workers}, study report {handle.name} --out report, or study ui")
+
+
+@app.command("plan")
+def plan_study(
+    recipe: Annotated[str, typer.Argument(help=RECIPES)],
+    data: Annotated[Path, typer.Option(help="A dataset folder, made by `skiprec prepare`.")],
+    workers: Annotated[int, typer.Option(help="Processes that would share the cells.")] = 1,
+    device: Device = "auto",
+) -> None:
+    """Print what a recipe would try and claim, and how long that takes at most. Trains a few batches, writes nothing.
+
+    Example: study plan controls --data data/mssd --workers 2
+    """
+    from skiprec.dataset import load_dataset
+    from study.plan import plan_study as text
+    from study.space import load_recipe
+
+    print(text(load_recipe(recipe), load_dataset(data), workers=workers, device=device))
+
+
+@app.command()
+def confirm(
+    name: Name = None,
+    seeds: Annotated[int | None, typer.Option(help="Paired seeds of every arm, 5 or more.")] = None,
+    detect: Annotated[
+        float | None, typer.Option(help="Take as many seeds as find this difference of HR@10, by the noise seen.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes; the cores are divided among them.")] = 1,
+    mlruns: Mlruns = Path("mlruns"),
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+    device: Device = "auto",
+) -> None:
+    """Train the best settings of every arm again over fresh paired seeds, and read test, once.
+
+    Example: study confirm --detect 0.005 --workers 2
+    """
+    from study.confirm import confirm as confirm_study
+    from study.storage import places
+
+    where = places(mlruns, storage, tracking_uri)
+    try:
+        handle = confirm_study(where, name, seeds=seeds, detect=detect, workers=workers, device=device)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with it", file=sys.stderr)
+        raise typer.Exit(130) from None
+    stage = handle.progress()
+    print(f"study {handle.name}: {stage.complete} of {stage.planned} runs complete, {stage.failed} failed")
+    print(f"next: study report {handle.study.user_attrs['confirms']} --out report")
 
 
 @app.command(hidden=True)

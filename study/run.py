@@ -7,19 +7,20 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import optuna
+import torch
 from optuna.trial import TrialState
 
 from skiprec.baselines import evaluate_baselines
-from skiprec.dataset import Dataset, load_dataset
+from skiprec.dataset import Dataset, Split, load_dataset
 from skiprec.device import settle
 from skiprec.errors import OutputError, StudyError
 from skiprec.evaluation import Evaluator
@@ -38,6 +39,23 @@ if TYPE_CHECKING:
 
 MAX_ABANDONED = 3
 """How often a cell may be found left by a worker that died before that counts as a failure of the cell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """What a study is made from."""
+
+    name: str
+    recipe: Recipe
+    dataset: Dataset
+    plan: Callable[[Recipe, str, int], list[Cell]] = plan
+    """Recipe, dataset digest, threads -> every cell."""
+    experiment: str = ""
+    """In MLflow, if it is not the study's own."""
+    splits: tuple[Split, ...] = ("val",)
+    """Those that its runs are measured on."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What else the study is to say of itself."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +85,9 @@ class StudyHandle:
 
     def report(self, out: str | Path) -> list[Path]:
         """Write the report into a new folder."""
-        from study.report import write_report  # nor is matplotlib
+        from study.report import report_study  # nor is matplotlib
 
-        return write_report(self.study, Path(out))
+        return report_study(self.where, self.name, Path(out))
 
 
 def launch(
@@ -110,22 +128,31 @@ def launch(
     if workers < 1:
         raise StudyError(f"--workers is {workers}, expected at least 1")
     dataset = load_dataset(data)
-    where = places(Path(mlruns), storage, tracking_uri)
-    name = name or f"{recipe.name}-{dataset.digest[:8]}"
-    with database_errors(where), locked(where, name):
-        study = create(where, name, recipe, dataset, workers, device)
+    making = Making(name=name or f"{recipe.name}-{dataset.digest[:8]}", recipe=recipe, dataset=dataset)
+    return carry_out(places(Path(mlruns), storage, tracking_uri), making, workers, device, show_progress)
+
+
+def carry_out(where: Places, making: Making, workers: int, device: str, show_progress: bool) -> StudyHandle:
+    """Make a study, or go on with it, until every cell is done.
+
+    Raises:
+        StudyError: If the name belongs to another recipe or other data, someone else runs it, or a worker failed.
+        KeyboardInterrupt: After Ctrl-C, when every worker has given its cell back.
+    """
+    with database_errors(where), locked(where, making.name):
+        study = create(where, making, workers, device)
         client, parent = open_tracker(where), study.user_attrs["parent_run"]
         reopen_run(client, parent)
         try:
             take_over(where, study)
-            refill(study, planned_cells(study), recipe.max_attempts)
+            refill(study, planned_cells(study), making.recipe.max_attempts)
             study.set_user_attr("workers", workers)
             if not stage_of(study).is_finished:
-                refuse_full_disk(where, dataset, study, workers)
+                refuse_full_disk(where, making.dataset, study, workers)
                 supervise(where, study, workers, device, show_progress)
         finally:
             end_run(client, parent, "FINISHED" if stage_of(study).is_finished else "KILLED")
-    return StudyHandle(name, where)
+    return StudyHandle(making.name, where)
 
 
 @contextmanager
@@ -151,7 +178,7 @@ def locked(where: Places, name: str) -> Iterator[None]:
         lock.release()
 
 
-def create(where: Places, name: str, recipe: Recipe, dataset: Dataset, workers: int, device: str) -> optuna.Study:
+def create(where: Places, making: Making, workers: int, device: str) -> optuna.Study:
     """The study of that name, made whole if there is none, or left by a stop before it was whole.
 
     Raises:
@@ -160,9 +187,10 @@ def create(where: Places, name: str, recipe: Recipe, dataset: Dataset, workers: 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     make_study_schema(where)
     make_tracking_schema(where)
+    name, dataset = making.name, making.dataset
     study = optuna.create_study(study_name=name, storage=open_storage(where), direction="maximize", load_if_exists=True)
     attrs = study.user_attrs
-    told = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    told = json.loads(json.dumps(dataclasses.asdict(making.recipe)))
     if "cells" in attrs:  # which is written last
         differs = differences(attrs["recipe"], told)
         if attrs["dataset_digest"] != dataset.digest:
@@ -174,10 +202,9 @@ def create(where: Places, name: str, recipe: Recipe, dataset: Dataset, workers: 
     threads = max(1, (os.cpu_count() or 1) // workers)
     chosen = settle(device, threads)
     client = open_tracker(where)
-    experiment_id, parent = open_experiment(client, where, name)
+    experiment_id, parent = open_experiment(client, where, making.experiment or name, name)
     log_dataset(client, parent, dataset)
-    evaluator = Evaluator(dataset, "val", chosen)
-    about = {
+    about = dict(making.about) | {
         "recipe": told,
         "dataset": str(dataset.path.resolve()),
         "dataset_digest": dataset.digest,
@@ -186,18 +213,30 @@ def create(where: Places, name: str, recipe: Recipe, dataset: Dataset, workers: 
         "threads": threads,
         "experiment_id": experiment_id,
         "parent_run": parent,
-        "baselines": evaluate_baselines(dataset, evaluator),
+        "splits": list(making.splits),
+        "baselines": baseline_metrics(dataset, making.splits, chosen),
         "versions": environment(chosen),
         "git_commit": git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "cells": {
             cell.id: {"arm": cell.arm, "seed": cell.seed, "params": cell.params}
-            for cell in plan(recipe, dataset.digest, threads)
+            for cell in making.plan(making.recipe, dataset.digest, threads)
         },
     }
     for key, value in about.items():
         study.set_user_attr(key, value)
     return study
+
+
+def baseline_metrics(
+    dataset: Dataset, splits: tuple[Split, ...], device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Every baseline's metrics on the splits."""
+    metrics: dict[str, dict[str, float]] = {}
+    for split in splits:
+        for name, values in evaluate_baselines(dataset, Evaluator(dataset, split, device)).items():
+            metrics[name] = metrics.get(name, {}) | values
+    return metrics
 
 
 def take_over(where: Places, study: optuna.Study) -> None:
@@ -212,7 +251,7 @@ def take_over(where: Places, study: optuna.Study) -> None:
             study._storage.set_trial_user_attr(trial._trial_id, "abandoned", True)
             study.tell(trial.number, state=TrialState.FAIL)
     finished = {t.user_attrs["run_id"] for t in trials if t.state == TrialState.COMPLETE}
-    close_orphans(open_tracker(where), study.user_attrs["experiment_id"], finished)
+    close_orphans(open_tracker(where), study.user_attrs["experiment_id"], study.study_name, finished)
 
 
 def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, workers: int) -> None:

@@ -15,6 +15,7 @@ from skiprec.errors import ConfigError
 from skiprec.model import ModelConfig
 from skiprec.trainer import SELECTED_BY, TrainConfig
 from skiprec.training_loss import LossConfig
+from study.claims import Claim, claims_from
 
 KINDS = {
     name: kind for cls in (TrainConfig, ModelConfig, LossConfig) for name, kind in typing.get_type_hints(cls).items()
@@ -31,6 +32,8 @@ class Recipe:
     """Of the study, unless --name says otherwise."""
     description: str = ""
     """One line for people."""
+    asks: str = ""
+    """The question that the study answers, as one sentence."""
     sampler: Literal["exhaustive", "tpe", "random"]
     """Every combination, or points that are proposed one after the other."""
     metric: str = SELECTED_BY
@@ -41,6 +44,12 @@ class Recipe:
     """The whole grid, or search, once for each."""
     max_attempts: int = 2
     """How often a cell may be tried before it is set aside with its error."""
+    unequal: bool = False
+    """Whether arms may have unequal budgets. The best of more cells is higher by luck alone, so the report says so."""
+    worthwhile: float = 0.01
+    """The smallest difference of a hit rate that would matter: effects shown to be smaller are called none."""
+    claims: list = field(default_factory=list)
+    """Tables {arm, than, metric} that confirming runs test; by default that each arm is above the first."""
     settings: dict = field(default_factory=dict)
     """Of every arm: a value, a list of choices, or a range {low, high, log}."""
     arms: dict
@@ -62,6 +71,9 @@ class Recipe:
                 f"cells_per_arm is {self.cells_per_arm} with sampler '{self.sampler}', expected 0 for exhaustive "
                 "and at least 1 for a search"
             )
+        if not 0 < self.worthwhile < 1:
+            raise ValueError(f"worthwhile is {self.worthwhile}, expected a difference of hit rates, such as 0.01")
+        claims_of(self)
         for name in self.arms:
             for setting, value in arm_settings(self, name).items():
                 check_domain(self, name, setting, value)
@@ -69,6 +81,7 @@ class Recipe:
             # Whole configurations of the arm, so that a wrong value is refused before anything is made.
             for point in corners(arm_settings(self, name)):
                 from_flat(point, f"arm '{name}'")
+        check_equal_chances(self)
 
 
 def load_recipe(recipe: str) -> Recipe:
@@ -145,6 +158,62 @@ def check_shared_name(recipe: Recipe, arm: str, name: str, value: Any) -> None:
             )
 
 
+def claims_of(recipe: Recipe) -> tuple[Claim, ...]:
+    """What a recipe claims, declared or by default."""
+    return claims_from(recipe.claims, recipe.arms)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What an arm may spend on finding its settings."""
+
+    cells: int
+    max_epochs: int
+    """Of all cells together."""
+    stopping: frozenset[tuple[Any, Any]]
+    """The patience and the targets by which epochs are chosen."""
+
+    def __str__(self) -> str:
+        stopping = ", ".join(f"patience {patience}, {targets} targets" for patience, targets in sorted(self.stopping))
+        return f"{self.cells} cells of {self.max_epochs} epochs in all ({stopping})"
+
+
+def budget(recipe: Recipe, arm: str) -> Budget:
+    """What an arm may spend."""
+    defaults = flatten(TrainConfig())
+    settings = {name: arm_settings(recipe, arm).get(name, defaults[name]) for name in BUDGETED}
+    if recipe.sampler == "exhaustive":
+        cells = [settings | params for params in grid(recipe, arm)] * len(recipe.seeds)
+    else:  # which point is proposed is not known, so what counts is the largest
+        largest = {name: max(value) if isinstance(value, list) else value for name, value in settings.items()}
+        cells = [largest] * recipe.cells_per_arm * len(recipe.seeds)
+    return Budget(
+        len(cells),
+        sum(cell["max_epochs"] for cell in cells),
+        frozenset((cell["patience"], cell["only_targets"]) for cell in cells),
+    )
+
+
+BUDGETED = ("max_epochs", "patience", "only_targets")
+"""Settings that say how much an arm may try, and by what it chooses."""
+
+
+def check_equal_chances(recipe: Recipe) -> None:
+    """Refuse arms that are compared after unequal tuning, unless the recipe says that they are.
+
+    Raises:
+        ConfigError: With two arms and what each may spend.
+    """
+    first, *others = recipe.arms
+    for other in others:
+        if not recipe.unequal and budget(recipe, other) != budget(recipe, first):
+            raise ConfigError(
+                f"arm '{first}' may try {budget(recipe, first)} and arm '{other}' {budget(recipe, other)}: the best of "
+                "more is higher by luck alone. Give every arm the same (beta as a list repeats a cell with another "
+                "seed where alpha is 0), or say unequal = true, and the report will say so"
+            )
+
+
 def corners(settings: dict[str, Any]) -> Iterator[dict[str, Value]]:
     """Every combination of an arm's choices and of the ends of its ranges."""
     ends = (
@@ -203,12 +272,17 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], table: str = "")
 
 ONLY_WITH_ALPHA = {"context", "temperature", "negative_scope", "anchors", "visible_positive"}
 ONLY_BIDIRECTIONAL = {"mask_rate", "mask_last_only", "visible_positive"}
+ONLY_WITH_SKIPS = {"skip_threshold"}
+ONLY_SAMPLED = {"n_negatives"}
 
 
 def effective(flat: Mapping[str, Value]) -> dict[str, Value]:
     """The settings of a flat configuration that do something in it."""
     idle = ONLY_WITH_ALPHA if flat["alpha"] == 0 else set()
     idle = idle | ONLY_BIDIRECTIONAL if flat["architecture"] == "unidirectional" else idle
+    # Skip input reads levels; who is skipped matters to the losses alone.
+    idle = idle | ONLY_WITH_SKIPS if flat["alpha"] == 0 and flat.get("skipped_target_weight", 1.0) == 1 else idle
+    idle = idle | ONLY_SAMPLED if flat["negatives"] == "full" else idle
     return {name: value for name, value in flat.items() if name not in idle}
 
 

@@ -17,6 +17,8 @@ from optuna.storages import RDBStorage
 from skiprec.errors import StudyError
 from skiprec.files import sync_folder, writing_to
 
+CONFIRM = "-confirm"
+"""What the name of a study's confirming runs ends with."""
 SQLITE_WAIT_SECONDS = 60
 """How long a writer waits for another one before it gives up."""
 
@@ -149,8 +151,13 @@ def make_schema(where: Places) -> None:
         open_engine(url).engine.dispose()
 
 
+def has_study(where: Places, name: str) -> bool:
+    """Whether there is a study of that name."""
+    return name in optuna.get_all_study_names(open_storage(where))
+
+
 def open_study(where: Places, name: str | None) -> optuna.Study:
-    """A study by its name, or the only one there is.
+    """A study by its name, or the only one there is; its confirming runs do not count as another.
 
     Raises:
         StudyError: If there is none of that name, or several to choose from.
@@ -161,8 +168,9 @@ def open_study(where: Places, name: str | None) -> optuna.Study:
         )
     storage = open_storage(where)
     names = sorted(optuna.get_all_study_names(storage))  # not their summaries, which read every trial of each
-    if name is None and len(names) == 1:
-        name = names[0]
+    of_their_own = [n for n in names if n.removesuffix(CONFIRM) == n or n.removesuffix(CONFIRM) not in names]
+    if name is None and len(of_their_own) == 1:
+        name = of_their_own[0]
     if name is None or name not in names:
         found = f"found {', '.join(names) or 'none'}"
         raise StudyError(f"no study named '{name}', {found}" if name else f"name a study, {found}")

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 # Read when MLflow is imported: no look-up of a telemetry host in every process. Said in the README.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as TrackedDataset
 from mlflow.entities import DatasetInput, Metric, Param, RunStatus, ViewType
@@ -47,25 +49,36 @@ def make_schema(where: Places) -> None:
         MlflowClient(tracking_uri=url).search_experiments(max_results=1)
 
 
-def open_experiment(client: MlflowClient, where: Places, study: str) -> tuple[str, str]:
-    """The experiment of a study and its parent run, made where there are none.
+def open_experiment(client: MlflowClient, where: Places, name: str, study: str) -> tuple[str, str]:
+    """An experiment and a study's parent run in it, made where there are none.
+
+    Args:
+        client: The tracker.
+        where: Tells where files lie.
+        name: Of the experiment.
+        study: Whose run. A study and its confirming runs share an experiment.
 
     Returns:
         Experiment id and run id.
     """
-    experiment = client.get_experiment_by_name(study)
+    experiment = client.get_experiment_by_name(name)
     if experiment is None:
         # A server keeps artifacts where it was told to; files beside the database are ours to place.
         local = where.tracking_uri.startswith("sqlite:")
-        place = (where.artifacts / study).as_uri() if local else None
-        experiment_id = client.create_experiment(study, artifact_location=place)
+        place = (where.artifacts / name).as_uri() if local else None
+        experiment_id = client.create_experiment(name, artifact_location=place)
     else:
         experiment_id = experiment.experiment_id
-    parents = client.search_runs([experiment_id], "tags.role = 'study'", max_results=1)
+    parents = client.search_runs([experiment_id], f"tags.role = 'study' and tags.study = {quoted(study)}", max_results=1)
     if parents:
         return experiment_id, parents[0].info.run_id
     run = client.create_run(experiment_id, run_name=study, tags={"study": study, "role": "study"})
     return experiment_id, run.info.run_id
+
+
+def quoted(text: str) -> str:
+    """A text as MLflow's filters take it: they know no escapes, but either kind of quote."""
+    return f"'{text}'" if "'" not in text else f'"{text}"'
 
 
 def end_run(client: MlflowClient, run_id: str, status: str) -> None:
@@ -78,15 +91,17 @@ def reopen_run(client: MlflowClient, run_id: str) -> None:
     client.update_run(run_id, status="RUNNING")
 
 
-def close_orphans(client: MlflowClient, experiment_id: str, finished: set[str]) -> None:
+def close_orphans(client: MlflowClient, experiment_id: str, study: str, finished: set[str]) -> None:
     """Close the trials' runs that nobody is working on any more.
 
     Args:
         client: The tracker.
-        experiment_id: Of the study.
+        experiment_id: That the study's runs are in.
+        study: Whose runs.
         finished: Runs whose trial is COMPLETE: killed between the two databases, they are FINISHED, others KILLED.
     """
-    still_open = f"attributes.status = '{RunStatus.to_string(RunStatus.RUNNING)}' and tags.role = 'trial'"
+    running = RunStatus.to_string(RunStatus.RUNNING)
+    still_open = f"attributes.status = '{running}' and tags.role = 'trial' and tags.study = {quoted(study)}"
     while runs := client.search_runs([experiment_id], still_open, run_view_type=ViewType.ACTIVE_ONLY):
         for run in runs:
             end_run(client, run.info.run_id, "FINISHED" if run.info.run_id in finished else "KILLED")
@@ -151,7 +166,25 @@ class MLflowTracker:
         end_run(self.client, self.run_id, status)
 
 
-def log_report(client: MlflowClient, parent: str, folder: Path) -> None:
-    """Keep a study's report with its run."""
+def read_ranks(client: MlflowClient, run_id: str, split: str) -> pd.DataFrame:
+    """The rank of every target of a split, and the groups it belongs to: a row a session (see `Run.finish`).
+
+    Raises:
+        MlflowException: If the run has none, or the tracker does not give them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return pd.read_parquet(client.download_artifacts(run_id, f"ranks_{split}.parquet", folder))
+
+
+def log_report(client: MlflowClient, parent: str, folder: Path, note: str) -> None:
+    """Keep a study's report with its run, and its answer where the UI shows a run's description.
+
+    Args:
+        client: The tracker.
+        parent: The study's run.
+        folder: Of the report.
+        note: Markdown.
+    """
     with writing_to(folder):
         client.log_artifacts(parent, str(folder), "report")
+    client.set_tag(parent, "mlflow.note.content", note)

@@ -76,7 +76,7 @@ class Row:
     architecture: str
     label: str
     kind: str
-    """S-, S+ or control."""
+    """S-, S+, control or use (of skips in another way than the paper's)."""
     cells: tuple[DoneCell, ...]
     paper: tuple[float, ...] | None
     """The paper's test HR@1, 5, 10, 20, where it has this row."""
@@ -328,7 +328,301 @@ def table1(cells: Iterable[DoneCell]) -> tuple[Row, ...]:
     keys = []
     for architecture in ARCHITECTURES:
         keys += [(architecture, label.split()[0], label) for a, label in PAPER_TEST if a == architecture]
-        keys += sorted(k for k in by_row if k[0] == architecture and k[1] == "control")
+        keys += sorted(k for k in by_row if k[0] == architecture and (k[0], k[2]) not in PAPER_TEST)
+    return tuple(
+        Row(
+            architecture=architecture,
+            label=label,
+            kind=kind,
+            cells=tuple(by_row.get((architecture, kind, label), ())),
+            paper=PAPER_TEST.get((architecture, label)),
+        )
+        for architecture, kind, label in keys
+    )
+
+
+def use_of_skips(config: Mapping[str, Any]) -> tuple[str, str]:
+    """How a configuration uses skips: kind and label. S+ means a session's own skips; other negatives are controls."""
+    contrast = "S-"
+    kind = "S-"
+    if config["alpha"] > 0:
+        is_own = config["negative_scope"] in ("session", "past")
+        kind = "S+" if is_own else "control"
+        contrast = f"S+ {config['context']}" if is_own else f"control {config['negative_scope']}, {config['context']}"
+        contrast += ", past skips" if config["negative_scope"] == "past" else ""
+    others = ["skip input"] if config.get("skip_input") else []
+    weight = config.get("skipped_target_weight", 1.0)
+    others += [f"skipped targets x {weight:g}"] if weight != 1 else []
+    if not others:
+        return kind, contrast
+    return ("control" if kind == "control" else "use"), ", ".join([contrast, *others])
+
+
+def margin(self) -> float:
+        """Half the width of a 95% interval of the value, for sampling of the validation sessions alone."""
+        return margin([self.value], self.metrics["val/count"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A line of Table 1: one use of skips with one architecture, and every cell that tried it."""
+
+    architecture: str
+    label: str
+    kind: str
+    """S-, S+, control or use (of skips in another way than the paper's)."""
+    cells: tuple[DoneCell, ...]
+    paper: tuple[float, ...] | None
+    """The paper's test HR@1, 5, 10, 20, where it has this row."""
+
+    @property
+    def best(self) -> DoneCell | None:
+        """By the study's metric; the earliest of equals."""
+        return best_of(self.cells)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Where the cells of the study stand, and what their attempts came to."""
+
+    planned: int
+    complete: int
+    running: int
+    waiting: int
+    """Not started, stopped, or to be tried again."""
+    pruned: int
+    failed: int
+    """Set aside after their last attempt."""
+    failed_attempts: int
+    interrupted_attempts: int
+    """Stopped and queued again, which is no failure."""
+    recovered: int
+    """Cells that are complete after an attempt that failed."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.running + self.waiting == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A cell that has no result, and an attempt that failed."""
+
+    cell: str
+    arm: str
+    attempts: int
+    """That failed; interruptions are not counted."""
+    error: str
+    """Of the last one."""
+    status: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importance:
+    """How much each setting decides whether an S+ cell is among the best, as shares of 1; or why that is not said."""
+
+    shares: dict[str, float] | None
+    reason: str
+    n_trials: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeats:
+    """Cells that are the same experiment with another seed: how far chance alone moves a value."""
+
+    groups: tuple[tuple[DoneCell, ...], ...]
+
+    @property
+    def standard_deviation(self) -> float:
+        """Pooled over the groups."""
+        squares = sum(statistics.variance(c.value for c in g) * (len(g) - 1) for g in self.groups)
+        return math.sqrt(squares / sum(len(g) - 1 for g in self.groups))
+
+    @property
+    def largest_range(self) -> float:
+        """Between the best and the worst of one group."""
+        return max(max(c.value for c in g) - min(c.value for c in g) for g in self.groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmCost:
+    """What an arm's cells came to, and what they took."""
+
+    arm: str
+    planned: int
+    cells: tuple[DoneCell, ...]
+
+    @property
+    def epochs(self) -> int:
+        """Of all cells."""
+        return sum(c.epochs for c in self.cells)
+
+    @property
+    def train_seconds(self) -> float:
+        """Of all cells."""
+        return sum(c.train_seconds for c in self.cells)
+
+    @property
+    def eval_seconds(self) -> float:
+        """Of all cells."""
+        return sum(c.eval_seconds for c in self.cells)
+
+
+def done_cells(trials: Iterable[FrozenTrial]) -> tuple[DoneCell, ...]:
+    """One for each cell with a COMPLETE trial, its first one, in the order in which they were made."""
+    done: dict[str, DoneCell] = {}
+    for trial in trials:
+        about = facts(trial)
+        if trial.state == TrialState.COMPLETE and about["cell"] not in done:
+            done[about["cell"]] = DoneCell(
+                id=about["cell"],
+                arm=about["arm"],
+                trial=trial.number,
+                attempt=about["attempt"],
+                seed=about["seed"],
+                value=trial.value,
+                chosen_epoch=about["chosen_epoch"],
+                epochs=about["epochs"],
+                train_seconds=about["train_seconds"],
+                eval_seconds=about["eval_seconds"],
+                run_id=about.get("run_id", ""),
+                weights=about.get("weights", ""),
+                config=about["config"],
+                settings=shown_settings(about["config"]),
+                metrics=about["metrics"],
+                curve=dict(sorted(trial.intermediate_values.items())),
+            )
+    return tuple(done.values())
+
+
+def shown_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that change anything in a configuration, and alpha/beta: S- has a `context` on paper only."""
+    settings = {name: value for name, value in effective(config).items() if name != "threads"}
+    if config["alpha"] > 0 and config["beta"] > 0:
+        # Rounded, so that 0.1 / 0.3 and 0.2 / 0.6 are one place on an axis.
+        settings[RATIO] = round(config["alpha"] / config["beta"], 9)
+    return settings
+
+
+def varying(cells: Iterable[DoneCell]) -> tuple[str, ...]:
+    """The settings that take two values or more, those of the paper first."""
+
+    def values(name: str, among: Iterable[DoneCell]) -> set[Any]:
+        return {c.settings[name] for c in among if name in c.settings}
+
+    cells = list(cells)
+    skip_cells = [c for c in cells if c.config["alpha"] > 0]
+    names = {name for c in cells for name in c.settings} - {"seed", RATIO}
+    found = {name for name in names if len(values(name, cells)) > 1}
+    if all(len(values(name, skip_cells)) > 1 for name in ("alpha", "beta", RATIO)):
+        found.add(RATIO)
+    return tuple(n for n in FIRST_SETTINGS if n in found) + tuple(sorted(found - set(FIRST_SETTINGS)))
+
+
+def best_of(cells: Iterable[DoneCell]) -> DoneCell | None:
+    """The highest value; the earliest of equals; None where there are no cells."""
+    return max(cells, key=lambda c: (c.value, -c.trial), default=None)
+
+
+def trials_table(trials: Iterable[FrozenTrial]) -> pd.DataFrame:
+    """A row for every attempt at a cell, whatever became of it."""
+    trials = list(trials)
+    configs = [t.user_attrs.get("config", t.params) for t in trials]
+    values: dict[str, set[Any]] = {}
+    for config in configs:
+        for name, value in config.items():
+            values.setdefault(name, set()).add(value)
+    listed = {name for name, seen in values.items() if len(seen) > 1} | set(ALWAYS_LISTED)
+    names = [*ALWAYS_LISTED, *sorted(listed - set(ALWAYS_LISTED) - {"seed", "arm"})]
+    every = list(map(facts, trials))
+    metrics = sorted({name for about in every for name in about.get("metrics", {})})
+    rows = []
+    for trial, about, config in zip(trials, every, configs, strict=True):
+        row = {"number": trial.number, "state": trial.state.name}
+        row |= {name: about.get(name) for name in ("cell", "arm", "attempt", "seed")}
+        row |= {name: config.get(name) for name in names}
+        row |= {"value": trial.value}
+        row |= {name: about.get("metrics", {}).get(name) for name in metrics}
+        row |= {name: about.get(name) for name in ("chosen_epoch", "epochs", "train_seconds", "eval_seconds")}
+        row |= {name: about.get(name) for name in ("full_eval_seconds", "save_seconds")}
+        row |= {"interrupted": bool(about.get("interrupted")), "resumed_from": about.get("resumed_from", 0)}
+        row |= {name: about.get(name) for name in ("error", "run_id", "weights")}
+        rows.append(row)
+    whole = ("attempt", "seed", "chosen_epoch", "epochs", "resumed_from")
+    return pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64"))
+
+
+def count(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> Counts:
+    """Where the planned cells stand."""
+    by_cell = by_planned_cell(trials, attrs)
+    status = [cell_status(tried, attrs["recipe"]["max_attempts"]) for tried in by_cell.values()]
+    every = [t for tried in by_cell.values() for t in tried]
+    return Counts(
+        planned=len(by_cell),
+        complete=status.count("complete"),
+        running=status.count("running"),
+        waiting=status.count("waiting"),
+        pruned=status.count("pruned"),
+        failed=status.count("set aside"),
+        failed_attempts=sum(map(is_failure, every)),
+        interrupted_attempts=sum(t.state == TrialState.FAIL and not is_failure(t) for t in every),
+        recovered=sum(
+            any(map(is_failure, tried)) and cell_status(tried, attrs["recipe"]["max_attempts"]) == "complete"
+            for tried in by_cell.values()
+        ),
+    )
+
+
+def by_planned_cell(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> dict[str, list[FrozenTrial]]:
+    """The trials of every cell; none for a planned cell that no trial has taken up."""
+    return {cell: [] for cell in attrs["cells"]} | attempts(list(trials))
+
+
+def failures(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> tuple[Failure, ...]:
+    """Cells without a result of which an attempt failed: those set aside, and those that will be tried again."""
+    found = []
+    for cell, tried in by_planned_cell(trials, attrs).items():
+        failed = [t for t in tried if is_failure(t)]
+        status = cell_status(tried, attrs["recipe"]["max_attempts"])
+        if failed and status != "complete":
+            last = failed[-1].user_attrs
+            found.append(
+                Failure(
+                    cell=cell,
+                    arm=last["arm"],
+                    attempts=len(failed),
+                    error=last.get("error") or "ended without saying why (killed, or out of memory)",
+                    status={"waiting": "to be tried again", "running": "running again"}.get(status, status),
+                    settings=failed[-1].params,
+                )
+            )
+    return tuple(found)
+
+
+def costs(cells: Iterable[DoneCell], attrs: Mapping[str, Any]) -> tuple[ArmCost, ...]:
+    """By arm, in the recipe's order."""
+    cells = list(cells)
+    planned = [cell["arm"] for cell in attrs["cells"].values()]
+    names = dict.fromkeys([*attrs["recipe"]["arms"], *(c.arm for c in cells)])
+    return tuple(
+        ArmCost(arm=name, planned=planned.count(name), cells=tuple(c for c in cells if c.arm == name)) for name in names
+    )
+
+
+# Table 1
+
+
+def table1(cells: Iterable[DoneCell]) -> tuple[Row, ...]:
+    """The paper's six rows, with or without cells, and below each architecture's the controls that were tried."""
+    by_row: dict[tuple[str, str, str], list[DoneCell]] = {}
+    for cell in cells:
+        by_row.setdefault((cell.config["architecture"], *use_of_skips(cell.config)), []).append(cell)
+    keys = []
+    for architecture in ARCHITECTURES:
+        keys += [(architecture, label.split()[0], label) for a, label in PAPER_TEST if a == architecture]
+        keys += sorted(k for k in by_row if k[0] == architecture and (k[0], k[2]) not in PAPER_TEST)
     return tuple(
         Row(
             architecture=architecture,
