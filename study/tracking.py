@@ -69,7 +69,9 @@ def open_experiment(client: MlflowClient, where: Places, name: str, study: str) 
         experiment_id = client.create_experiment(name, artifact_location=place)
     else:
         experiment_id = experiment.experiment_id
-    parents = client.search_runs([experiment_id], f"tags.role = 'study' and tags.study = {quoted(study)}", max_results=1)
+    parents = client.search_runs(
+        [experiment_id], f"tags.role = 'study' and tags.study = {quoted(study)}", max_results=1
+    )
     if parents:
         return experiment_id, parents[0].info.run_id
     run = client.create_run(experiment_id, run_name=study, tags={"study": study, "role": "study"})

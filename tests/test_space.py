@@ -13,6 +13,7 @@ from study.space import Recipe, choices, configuration, differences, experiment,
 SMALL = """
 name = "small"
 sampler = "exhaustive"
+unequal = true
 [settings]
 learning_rate = [0.001, 0.003]
 [arms."S-"]
