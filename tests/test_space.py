@@ -207,7 +207,9 @@ def test_settings_without_effect_do_not_make_another_experiment():
 def test_derived_seeds_do_not_meet_the_recipes_own():
     """With seeds 1 and 1001 the two ratios that are alike still get four seeds."""
     arms = {"a": {"alpha": [0.25, 0.5], "beta": 0.5}, "b": {"alpha": [0.5], "beta": 1.0}}
-    cells = plan(Recipe(name="r", sampler="exhaustive", seeds=[1, 1 + SEED_STEP], arms=arms), "0" * 64, threads=1)
+    cells = plan(
+        Recipe(name="r", sampler="exhaustive", seeds=[1, 1 + SEED_STEP], arms=arms, unequal=True), "0" * 64, threads=1
+    )
     same = [c.seed for c in cells if c.arm == "b" or c.params["alpha"] == 0.25]
     assert len(set(same)) == len(same) == 4
     assert len({c.id for c in cells}) == 6
