@@ -17,8 +17,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset as TrackedDataset
 from mlflow.entities import DatasetInput, Metric, Param, RunStatus, ViewType
 
-from skiprec.dataset import Dataset
+from skiprec.dataset import Dataset, Split
 from skiprec.files import writing_to
+from skiprec.run import ranks_file
 from study.storage import Places, new_database
 
 for noisy in ("mlflow", "alembic"):
@@ -193,14 +194,14 @@ class MLflowTracker:
         end_run(self.client, self.run_id, status)
 
 
-def read_ranks(client: MlflowClient, run_id: str, split: str) -> pd.DataFrame:
+def read_ranks(client: MlflowClient, run_id: str, split: Split) -> pd.DataFrame:
     """The rank of every target of a split, and the groups it belongs to: a row a session (see `Run.finish`).
 
     Raises:
         MlflowException: If the run has none, or the tracker does not give them.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return pd.read_parquet(client.download_artifacts(run_id, f"ranks_{split}.parquet", folder))
+        return pd.read_parquet(client.download_artifacts(run_id, ranks_file(split), folder))
 
 
 def log_report(client: MlflowClient, parent: str, folder: Path, note: str) -> None:
