@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from skiprec.batches import Batch, draw_masked_positions
 from skiprec.losses import masked_info_nce, next_positive
 from skiprec.model import SequenceEncoder
-from skiprec.negatives import next_item_negatives, skipped_items
+from skiprec.negatives import Scope, beside_sharers, contrastive_negatives, next_item_negatives
 from skiprec.randomness import generator
 from skiprec.sampled_softmax import SampledSoftmax
 from skiprec.touched_rows import Buffers, Reader, TouchedRows
@@ -34,8 +34,8 @@ class LossConfig:
     """What is pulled to the next heard item: the model's output at a position, or the embedding of the item there."""
     temperature: float = 0.1
     """Of the contrastive loss."""
-    negative_scope: Literal["session", "other_session", "random"] = "session"
-    """Whose skipped items are pushed away; the others are controls."""
+    negative_scope: Scope = "session"
+    """Whose skipped items are pushed away: see `contrastive_negatives`. All but "session" and "past" are controls."""
     anchors: Literal["all", "heard"] = "all"
     """Positions that the contrastive loss acts on: all real ones, or those whose own item was heard."""
     visible_positive: bool = False
@@ -82,6 +82,7 @@ def training_loss(
     draw: tuple[int | str, ...],
     read: Reader,
     buffers: Buffers,
+    plays_up_to: Int[Tensor, " R"] | None = None,
 ) -> LossParts:
     """Run the model on a batch and weigh the two losses.
 
@@ -95,6 +96,7 @@ def training_loss(
         draw: What this step's random draws are made from: (seed, epoch, step).
         read: Gives rows of the item table as they are now.
         buffers: Memory of the steps before.
+        plays_up_to: Plays of all items up to an index, that item's included; read by negative_scope "popular" alone.
     """
     device = batch.items.device
     masked = None
@@ -110,12 +112,15 @@ def training_loss(
     if masked is not None:
         leading.append(torch.full((1,), model.mask_index, device=device))
     if config.alpha > 0:
-        skips, is_skip = skipped_items(
+        anchors = contrastive_anchors(batch, masked, config)
+        skips, is_skip = contrastive_negatives(
             config.negative_scope,
             batch.items,
             batch.skipped,
+            *anchors,
             n_items=model.n_items,
             generator=generator(device, *draw, "contrastive_negatives"),
+            plays_up_to=plays_up_to,
         )
         leading.append(skips)
     touched = buffers.touch(read, leading, negative_items)
@@ -139,7 +144,7 @@ def training_loss(
     if config.alpha == 0:
         return LossParts(weighted, nll, torch.zeros_like(nll), touched)
     negatives = parts[-1].view(*skips.shape, -1)
-    nce = contrastive_loss(predicted, vectors, batch, masked, skips, is_skip, negatives, config)
+    nce = contrastive_loss(predicted, vectors, batch, *anchors, skips, is_skip, negatives, config)
     return LossParts(config.alpha * nce + weighted, nll, nce, touched)
 
 
@@ -158,14 +163,37 @@ def next_item_targets(
     return vectors, masked
 
 
+def contrastive_anchors(
+    batch: Batch, masked: Bool[Tensor, "B T"] | None, config: LossConfig
+) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Which positions are pulled to which later one, wherever there are negatives (semantics: section 5).
+
+    Args:
+        batch: Training prefixes.
+        masked: Positions that the bidirectional model was not shown; None for the unidirectional one.
+        config: Context, anchors and visible_positive are read.
+
+    Returns:
+        Where p_m of each position stands, and True where it may be pulled there.
+    """
+    next_heard, is_anchor = next_positive(batch.skipped, batch.position_mask)
+    if config.anchors == "heard":
+        is_anchor = is_anchor & ~batch.skipped
+    if masked is not None and config.context == "session" and not config.visible_positive:
+        # Attention both ways: a position that sees its positive would only learn to copy it.
+        is_anchor = is_anchor & masked.gather(1, next_heard)
+    return next_heard, is_anchor
+
+
 def contrastive_loss(
     predicted: Float[Tensor, "B P D"],
     vectors: Float[Tensor, "B T D"],
     batch: Batch,
-    masked: Bool[Tensor, "B T"] | None,
-    negative_items: Int[Tensor, "B N"],
-    negative_mask: Bool[Tensor, "B N"],
-    negatives: Float[Tensor, "B N D"],
+    positive_at: Int[Tensor, "B T"],
+    is_anchor: Bool[Tensor, "B T"],
+    negative_items: Int[Tensor, "G N"],
+    negative_mask: Bool[Tensor, "G N"] | Bool[Tensor, "B T N"],
+    negatives: Float[Tensor, "G N D"],
     config: LossConfig,
 ) -> Float[Tensor, ""]:
     """L_NCE of a batch (semantics: section 5).
@@ -174,32 +202,29 @@ def contrastive_loss(
         predicted: The model's output; P is T - 1 for the unidirectional model: its last position has nothing after it.
         vectors: Embeddings of the training prefixes.
         batch: Training prefixes.
-        masked: Positions that the bidirectional model was not shown; None for the unidirectional one.
-        negative_items: Items to be pushed away from, each once a session.
-        negative_mask: True where one is real.
+        positive_at: Where p_m of each position stands.
+        is_anchor: True where a position may be pulled to it.
+        negative_items: Items to be pushed away from, each once a group of positions.
+        negative_mask: True where one is real, for the group or for each position of it.
         negatives: Their embeddings.
-        config: Context, anchors, temperature and visible_positive are read.
+        config: Context, negative_scope and temperature are read.
     """
-    P = predicted.shape[1]
-    next_heard, is_anchor = next_positive(batch.skipped, batch.position_mask)
-    positive_items = batch.items.gather(1, next_heard)  # (B, T)
-    if config.anchors == "heard":
-        is_anchor = is_anchor & ~batch.skipped
-    if masked is not None and config.context == "session" and not config.visible_positive:
-        # Attention both ways: a position that sees its positive would only learn to copy it.
-        is_anchor = is_anchor & masked.gather(1, next_heard)
-    own_items, positive_items, is_anchor = batch.items[:, :P], positive_items[:, :P], is_anchor[:, :P]
+    (_, T, D), P = vectors.shape, predicted.shape[1]
+    positive_at = positive_at[:, :P]
+    positive = vectors.gather(1, positive_at[..., None].expand(-1, -1, D))
+
+    def shared(x: Shaped[Tensor, "B P *rest"]) -> Shaped[Tensor, "G Q *rest"]:
+        return beside_sharers(x, config.negative_scope, T)
+
+    by_position = negative_mask[:, None, :] if negative_mask.ndim == 2 else negative_mask[:, :P]
     # A skipped item is no negative at the position that plays it, nor where it is heard next.
     n = negative_items[:, None, :]
-    negative_mask_by_position = (
-        negative_mask[:, None, :] & (n != own_items[:, :, None]) & (n != positive_items[:, :, None])
-    )
-    positive = vectors.gather(1, next_heard[:, :P, None].expand(-1, -1, vectors.shape[-1]))
+    own_items, positive_items = batch.items[:, :P], batch.items.gather(1, positive_at)
     return masked_info_nce(
-        predicted if config.context == "session" else vectors[:, :P],
-        positive,
+        shared(predicted if config.context == "session" else vectors[:, :P]),
+        shared(positive),
         negatives,
-        position_mask=is_anchor,
-        negative_mask=negative_mask_by_position,
+        position_mask=shared(is_anchor[:, :P]),
+        negative_mask=by_position & (n != shared(own_items)[..., None]) & (n != shared(positive_items)[..., None]),
         temperature=config.temperature,
     )

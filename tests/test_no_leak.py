@@ -21,6 +21,8 @@ VARIANTS = {
     "bidirectional visible": {"architecture": "bidirectional", "context": "item", "visible_positive": True},
     "other session": {"negative_scope": "other_session"},
     "random": {"negative_scope": "random"},
+    "popular": {"negative_scope": "popular"},
+    "in batch": {"negative_scope": "in_batch"},
     "batch negatives": {"negatives": "batch"},
 }
 

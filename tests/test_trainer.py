@@ -447,3 +447,11 @@ def test_weights_broken_by_the_last_step_end_the_run_and_name_the_epoch(dataset)
     t = trainer(dataset, learning_rate=1e30, batch_size=120)
     with pytest.raises(TrainingDiverged, match=r"^epoch 1: .*TrainConfig\(seed=1"):
         list(t.epochs())
+
+
+def test_popular_negatives_are_drawn_by_plays_in_the_training_prefixes(dataset):
+    t = trainer(dataset, negative_scope="popular")
+    assert torch.equal(t.plays_up_to, dataset.plays.cumsum(0))
+    assert trainer(dataset, negative_scope="popular", alpha=0.0).plays_up_to is None
+    (first, *_) = t.epochs()
+    assert first.metrics["train/nce"] > 0
