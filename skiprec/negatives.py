@@ -91,10 +91,11 @@ def repeats_before(ordered: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
 def next_item_negatives(
     mode: str, session_items: Int[Tensor, "B T"], n_items: int, n_negatives: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, "draws N"], Bool[Tensor, "B N"] | None]:
-    """The draws of the sampled softmax (semantics: section 4).
+    """The items that targets are ranked above by the softmax (semantics: section 4).
 
     Args:
-        mode: "session": one draw a session, outside of it. "batch": one draw for all, over the whole catalogue.
+        mode: "session": one draw a session, outside of it. "batch": one draw for all, over the whole catalogue. "full":
+            nothing is drawn, and the whole catalogue is shared, item i at index i - 1.
         session_items: Training prefixes, padded with 0.
         n_items: Items in the catalogue.
         n_negatives: Items a draw.
@@ -112,7 +113,9 @@ def next_item_negatives(
     if mode == "batch":
         draws = 1 + torch.randint(n_items, (1, n_negatives), generator=generator, device=session_items.device)
         return draws, ~occurs_in(draws[0], session_items)
-    raise ValueError(f"unknown negatives '{mode}', expected session or batch")
+    if mode == "full":
+        return torch.arange(1, n_items + 1, device=session_items.device)[None], None
+    raise ValueError(f"unknown negatives '{mode}', expected session, batch or full")
 
 
 def is_in(items: Int[Tensor, "B N"], others: Int[Tensor, "B T"]) -> Bool[Tensor, "B N"]:

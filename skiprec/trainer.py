@@ -292,6 +292,8 @@ def plays_up_to(sessions: Sessions, n_items: int) -> Int[Tensor, " R"]:
 
 def touched_share(config: TrainConfig, dataset: Dataset) -> float:
     """Share of the item table's rows that a step is expected to touch, were all its ids drawn uniformly."""
+    if config.loss.negatives == "full":
+        return 1.0
     draws = config.batch_size if config.loss.negatives == "session" else 1
     ids = config.batch_size * dataset.max_length + draws * config.loss.n_negatives
     return 1 - (1 - 1 / dataset.n_items) ** ids

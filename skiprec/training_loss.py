@@ -40,17 +40,19 @@ class LossConfig:
     """Positions that the contrastive loss acts on: all real ones, or those whose own item was heard."""
     visible_positive: bool = False
     """Bidirectional with context "session": whether a position may be pulled to an item that it sees."""
-    negatives: Literal["session", "batch"] = "session"
-    """Sampled softmax: one draw a session, or one shared by the batch."""
+    skipped_target_weight: float = 1.0
+    """What the next-item loss counts where the target was skipped, against 1 where it was heard; 0 leaves it out."""
+    negatives: Literal["session", "batch", "full"] = "session"
+    """Sampled softmax: one draw a session, or one shared by the batch; or no sampling but the whole catalogue."""
     n_negatives: int = 1000
-    """Items a draw."""
+    """Items a draw; no effect with the whole catalogue."""
     mask_rate: float = 0.2
     """Bidirectional: chance of a position to be masked."""
     mask_last_only: float = 0.1
     """Bidirectional: chance of a session to have only its last position masked."""
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta"):
+        for name in ("alpha", "beta", "skipped_target_weight"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value}, expected 0 or more")
@@ -131,14 +133,16 @@ def training_loss(
         predicted = model.encode(vectors[:, :-1], batch.lengths - 1)
     else:
         predicted = model.encode(torch.where(masked[..., None], parts[1], vectors), batch.lengths)
-    target, has_target = next_item_targets(vectors, batch, masked)
+    target, target_items, weight = next_item_targets(vectors, batch, masked, config.skipped_target_weight)
     weighted, nll = SampledSoftmax.apply(
         predicted,
         target,
         touched.of_others(touched.values).view(*negative_items.shape, -1),
         touched.of_others(touched.gradients).view(*negative_items.shape, -1),
-        has_target,
+        weight,
         negative_mask,
+        # Index i - 1 of the catalogue is item i; what is computed at padding has no weight.
+        (target_items - 1).clamp(min=0) if config.negatives == "full" else None,
         torch.full((), config.beta, dtype=predicted.dtype, device=device),
     )
     if config.alpha == 0:
@@ -149,18 +153,25 @@ def training_loss(
 
 
 def next_item_targets(
-    vectors: Float[Tensor, "B T D"], batch: Batch, masked: Bool[Tensor, "B T"] | None
-) -> tuple[Float[Tensor, "B P D"], Bool[Tensor, "B P"]]:
-    """What each position of the model's output is to predict, and where there is something (semantics: section 4).
+    vectors: Float[Tensor, "B T D"], batch: Batch, masked: Bool[Tensor, "B T"] | None, skipped_target_weight: float
+) -> tuple[Float[Tensor, "B P D"], Int[Tensor, "B P"], Float[Tensor, "B P"]]:
+    """What each position of the model's output is to predict (semantics: section 4), and what that counts for.
 
     Args:
         vectors: Embeddings of the training prefixes.
         batch: The prefixes; P is T - 1 for the unidirectional model, which is not shown the last item.
         masked: Positions that the bidirectional model was not shown; None for the unidirectional one.
+        skipped_target_weight: Of targets that were skipped; others weigh 1.
+
+    Returns:
+        Embeddings and indices of the targets, and their weights: 0 where there is nothing to predict.
     """
-    if masked is None:
-        return vectors[:, 1:], batch.position_mask[:, 1:]
-    return vectors, masked
+    of = slice(1, None) if masked is None else slice(None)
+    has_target = (batch.position_mask if masked is None else masked)[:, of]
+    weight = has_target.to(vectors.dtype)
+    if skipped_target_weight != 1:
+        weight = torch.where(batch.skipped[:, of], skipped_target_weight * weight, weight)
+    return vectors[:, of], batch.items[:, of], weight
 
 
 def contrastive_anchors(

@@ -198,8 +198,12 @@ def next_item_loss(
     architecture: str,
     negatives: list[list[int]],
     negative_is_real: list[list[bool]],
+    skipped: list[list[bool]] | None = None,
+    skipped_target_weight: float = 1.0,
 ) -> float:
     """L_NLL of section 4: mean over the target positions of the whole batch, in nats. 0.0 when there is none.
+
+    It is a weighted mean, in which a target that was skipped has the weight `skipped_target_weight`, and any other 1.
 
     Args:
         predicted: y_i at position i. Unidirectional may have T - 1 positions: the last item is never an input.
@@ -210,10 +214,12 @@ def next_item_loss(
         architecture: "unidirectional" or "bidirectional".
         negatives: The items drawn for each session, shared by its positions. A repeat counts as often as drawn.
         negative_is_real: False for a drawn item that is as if absent.
+        skipped: Which positions were skipped, where it matters.
+        skipped_target_weight: As above.
     """
     check_choice("architecture", architecture, ["unidirectional", "bidirectional"])
 
-    losses = []
+    losses, weights = [], []
     for b in range(len(items)):
         real_negatives = []
         for n, is_real in zip(negatives[b], negative_is_real[b], strict=True):
@@ -223,16 +229,19 @@ def next_item_loss(
             if architecture == "unidirectional":
                 if i == lengths[b] - 1:
                     continue
-                target = items[b][i + 1]
+                j = i + 1
             else:
                 if not masked[b][i]:
                     continue
-                target = items[b][i]
+                j = i
+            target = items[b][j]
             y = predicted[b][i]
             target_logit = inner_product(y, table[target])
             negative_logits = [inner_product(y, table[n]) for n in real_negatives]
-            losses.append(negative_log_share(target_logit, negative_logits))
-    return mean_or_zero(losses)
+            weight = skipped_target_weight if skipped is not None and skipped[b][j] else 1.0
+            losses.append(weight * negative_log_share(target_logit, negative_logits))
+            weights.append(weight)
+    return math.fsum(losses) / math.fsum(weights) if any(weights) else 0.0
 
 
 def check_choice(name: str, value: str, choices: list[str]) -> None:

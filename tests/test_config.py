@@ -36,7 +36,7 @@ def refusal(values: dict) -> str:
             "negative_scope is 'future', expected 'session' or 'past' or 'other_session' or 'released' or 'random' or "
             "'popular' or 'in_batch'",
         ),
-        ({"negatives": "full"}, "negatives is 'full', expected 'session' or 'batch'"),
+        ({"negatives": "none"}, "negatives is 'none', expected 'session' or 'batch' or 'full'"),
         ({"n_heads": 7}, "n_heads (7) must divide dim (128)"),
         ({"alpha": -1}, "alpha is -1.0, expected 0 or more"),
         ({"temperature": 0}, "temperature must be positive, got 0.0"),

@@ -163,9 +163,16 @@ class TestNextItemNegatives:
         assert chi_square(counts, list(range(1, 11))) < 33.7
         assert mask.tolist() == [[n not in session for n in draws[0].tolist()] for session in SESSIONS]
 
+    def test_full_is_the_whole_catalogue_without_a_draw(self):
+        generator = rng()
+        before = generator.get_state()
+        items, mask = next_item_negatives("full", torch.tensor(SESSIONS), 10, 5, generator)
+        assert (items.tolist(), mask) == ([list(range(1, 11))], None)
+        assert torch.equal(generator.get_state(), before)
+
     def test_another_mode_is_refused(self):
-        with pytest.raises(ValueError, match=r"^unknown negatives 'full', expected session or batch$"):
-            next_item_negatives("full", torch.tensor(SESSIONS), 10, 5, rng())
+        with pytest.raises(ValueError, match=r"^unknown negatives 'none', expected session, batch or full$"):
+            next_item_negatives("none", torch.tensor(SESSIONS), 10, 5, rng())
 
 
 ITEMS = torch.tensor([[1, 2, 2, 3, 1, 0], [2, 4, 5, 0, 0, 0], [6, 6, 7, 8, 6, 9]])

@@ -23,6 +23,8 @@ VARIANTS = {
     "random": {"negative_scope": "random"},
     "popular": {"negative_scope": "popular"},
     "in batch": {"negative_scope": "in_batch"},
+    "skipped targets left out": {"skipped_target_weight": 0.0},
+    "whole catalogue": {"negatives": "full"},
     "batch negatives": {"negatives": "batch"},
 }
 

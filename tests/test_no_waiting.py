@@ -32,7 +32,7 @@ def one_step(architecture: str, mode: str, scope: str, alpha: float) -> None:
     optimizers = DeferredAdam([table]), torch.optim.Adam(rest, fused=True)
     items = torch.randint(1, 51, (B, T))
     batch = Batch(items, torch.rand(B, T) < 0.5, torch.full((B,), T))
-    loss = LossConfig(alpha=alpha, negatives=mode, negative_scope=scope, n_negatives=5, visible_positive=True)
+    loss = LossConfig(alpha=alpha, negatives=mode, negative_scope=scope, n_negatives=5, skipped_target_weight=0.5)
     buffers, plays = Buffers(D, torch.float32, items.device), torch.arange(51)
     for step in (1, 2):
         parts = training_loss(
@@ -57,7 +57,7 @@ def as_on_a_gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("architecture", "mode", "scope", "alpha"),
     [
-        *itertools.product(("unidirectional", "bidirectional"), ("session", "batch"), ["session"], (0.0, 0.5)),
+        *itertools.product(("unidirectional", "bidirectional"), ("session", "batch", "full"), ["session"], (0.0, 0.5)),
         *itertools.product(("unidirectional", "bidirectional"), ["session"], SCOPES, [0.5]),
     ],
 )

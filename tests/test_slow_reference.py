@@ -278,6 +278,16 @@ def test_unidirectional_next_item_loss_by_hand():
     assert loss == pytest.approx((log(1 + 2 * exp(-2)) + log(2 + exp(5)) + log(1 + 2 * exp(1))) / 3)
 
 
+def test_a_skipped_target_has_its_weight_in_the_mean():
+    """Targets 2 (heard) and 3 (skipped): (e^2 + 1) / e^2, and (1 + e^5) / 1 with weight 0.5."""
+    options = {"negatives": [[5]], "skipped": [[S, H, S]]}
+    first, second = log(1 + exp(-2)), log(1 + exp(5))
+    half = l_nll([[E[2], E[5]]], [[1, 2, 3]], skipped_target_weight=0.5, **options)
+    assert half == pytest.approx((first + 0.5 * second) / 1.5)
+    assert l_nll([[E[2], E[5]]], [[1, 2, 3]], skipped_target_weight=0.0, **options) == pytest.approx(first)
+    assert l_nll([[E[5]]], [[1, 3]], negatives=[[5]], skipped=[[H, S]], skipped_target_weight=0.0) == 0.0
+
+
 def test_bidirectional_targets_are_the_masked_items_themselves():
     """Targets 2 and 3 (the last position too), one negative; the mask at padding is no target."""
     predicted = [[E[1], E[2], E[4], E[7]]]

@@ -455,3 +455,12 @@ def test_popular_negatives_are_drawn_by_plays_in_the_training_prefixes(dataset):
     assert trainer(dataset, negative_scope="popular", alpha=0.0).plays_up_to is None
     (first, *_) = t.epochs()
     assert first.metrics["train/nce"] > 0
+
+
+def test_with_the_whole_catalogue_as_negatives_no_row_is_deferred(dataset):
+    large = dataset_of([[1, 2, 3, 4, 5, 6]], n_items=100_000)
+    assert touched_share(small_config(negatives="full"), large) == 1
+    t = trainer(dataset, negatives="full", alpha=0.0)
+    assert not t.defers
+    losses = [r.metrics["train/nll"] for r in t.epochs()]
+    assert math.log(dataset.n_items) > losses[0] > losses[1] > losses[2]

@@ -51,21 +51,37 @@ def contrastive_loss(predicted, table, batch, masked, skips, is_skip, config) ->
     return contrastive_loss_of_rows(predicted, vectors, batch, *anchors, skips, is_skip, negatives, config)
 
 
-def plain_next_item_loss(predicted, table, batch, masked, draws, is_real) -> torch.Tensor:
+def plain_next_item_loss(predicted, table, batch, masked, draws, is_real, weight=1.0) -> torch.Tensor:
     """From a whole table, by the plain form."""
-    target, has_target = next_item_targets(F.embedding(batch.items, table), batch, masked)
-    negatives = F.embedding(draws, table).expand(len(batch.items), -1, -1)
-    return sampled_softmax_nll(predicted, target, negatives, position_mask=has_target, negative_mask=is_real)
+    target, _, position_weight = next_item_targets(F.embedding(batch.items, table), batch, masked, weight)
+    return sampled_softmax_nll(
+        predicted,
+        target,
+        F.embedding(draws, table).expand(len(batch.items), -1, -1),
+        position_mask=position_weight > 0,
+        negative_mask=is_real,
+        position_weight=position_weight,
+    )
 
 
-def next_item_loss(predicted, table, batch, masked, draws, is_real) -> torch.Tensor:
+def full_next_item_loss(predicted, table, batch, masked, n_items, weight) -> torch.Tensor:
+    """By torch's cross-entropy over the whole catalogue: items 1 to n_items, neither padding nor [MSK]."""
+    if masked is None:
+        items, skipped, has_target = batch.items[:, 1:], batch.skipped[:, 1:], batch.position_mask[:, 1:]
+    else:
+        items, skipped, has_target = batch.items, batch.skipped, masked
+    classes = torch.where(has_target, items - 1, 0).flatten()
+    losses = F.cross_entropy((predicted @ table[1 : n_items + 1].T).flatten(0, 1), classes, reduction="none")
+    weights = (has_target.to(table.dtype) * (1 + (weight - 1) * skipped.to(table.dtype))).flatten()
+    return (losses * weights).sum() / weights.sum()
+
+
+def next_item_loss(predicted, table, batch, masked, draws, is_real, weight=1.0) -> torch.Tensor:
     """From a whole table, by the fused form."""
-    target, has_target = next_item_targets(F.embedding(batch.items, table), batch, masked)
+    target, _, position_weight = next_item_targets(F.embedding(batch.items, table), batch, masked, weight)
     negatives = F.embedding(draws, table)
-    scale = torch.ones((), dtype=table.dtype)
-    return SampledSoftmax.apply(predicted, target, negatives, torch.empty_like(negatives), has_target, is_real, scale)[
-        1
-    ]
+    scale, filled = torch.ones((), dtype=table.dtype), torch.empty_like(negatives)
+    return SampledSoftmax.apply(predicted, target, negatives, filled, position_weight, is_real, None, scale)[1]
 
 
 def training_loss(model: SequenceEncoder, batch: Batch, config: LossConfig, draw: tuple) -> LossParts:
@@ -194,16 +210,17 @@ def test_the_contrastive_loss_is_the_slow_one_on_any_batch(seed, B, T, n_items, 
     n_items=st.integers(9, 20),
     mode=st.sampled_from(["session", "batch"]),
     architecture=st.sampled_from(ARCHITECTURES),
+    weight=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
 )
-def test_the_next_item_loss_is_the_slow_one(seed, B, T, n_items, mode, architecture):
+def test_the_next_item_loss_is_the_slow_one(seed, B, T, n_items, mode, architecture, weight):
     rng = np.random.default_rng(seed)
     batch = random_batch(rng, n_items, B, T)
     bidirectional = architecture == "bidirectional"
     masked = random_masked(rng, batch) if bidirectional else None
     predicted, table = random_vectors(rng, batch, n_items, T if bidirectional else T - 1)
     draws, is_real = next_item_negatives(mode, batch.items, n_items, 15, generator("cpu", seed))
-    fast = next_item_loss(predicted, table, batch, masked, draws, is_real)
-    items, _, lengths = as_lists(batch)
+    fast = next_item_loss(predicted, table, batch, masked, draws, is_real, weight)
+    items, skipped, lengths = as_lists(batch)
     slow = slow_reference.next_item_loss(
         predicted.numpy(),
         table.numpy(),
@@ -216,6 +233,8 @@ def test_the_next_item_loss_is_the_slow_one(seed, B, T, n_items, mode, architect
         negative_is_real=[
             [n not in row for n in shared] for row, shared in zip(items, draws.expand(B, -1).tolist(), strict=True)
         ],
+        skipped=skipped,
+        skipped_target_weight=weight,
     )
     assert fast.item() == pytest.approx(slow, abs=1e-6)
 
@@ -542,33 +561,24 @@ def plain_loss(model: SequenceEncoder, batch: Batch, config: LossConfig, draw: t
             batch.lengths, width, config.mask_rate, config.mask_last_only, generator("cpu", *draw, "mask")
         )
         predicted = model(batch.items.masked_fill(masked, model.mask_index), batch.lengths)
-    draws = next_item_negatives(
-        config.negatives, batch.items, 12, config.n_negatives, generator("cpu", *draw, "negatives")
-    )
-    loss = config.beta * plain_next_item_loss(predicted, table, batch, masked, *draws)
+    weight = config.skipped_target_weight
+    if config.negatives == "full":
+        nll = full_next_item_loss(predicted, table, batch, masked, 12, weight)
+    else:
+        draws = next_item_negatives(
+            config.negatives, batch.items, 12, config.n_negatives, generator("cpu", *draw, "negatives")
+        )
+        nll = plain_next_item_loss(predicted, table, batch, masked, *draws, weight)
+    loss = config.beta * nll
     if config.alpha > 0:
         skips = pushed_away(batch, masked, config, generator("cpu", *draw, "contrastive_negatives"), 12)
         loss = loss + config.alpha * contrastive_loss(predicted, table, batch, masked, *skips, config)
     return loss
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.7), (0.4, 0.0), (0.4, 0.7)])
-@pytest.mark.parametrize(
-    ("scope", "context", "architecture", "mode"),
-    list(itertools.product(SCOPES, CONTEXTS, ARCHITECTURES, ("session", "batch"))),
-)
-def test_a_steps_gradients_are_those_of_autograd_over_the_whole_table(scope, context, architecture, mode, alpha, beta):
+def compare_gradients(architecture: str, config: LossConfig) -> None:
     """Loss, and gradient of every parameter, from touched rows as from the table itself; padding's row apart."""
     batch = random_batch(np.random.default_rng(8), 12, 5, 6)
-    config = LossConfig(
-        alpha=alpha,
-        beta=beta,
-        context=context,
-        negative_scope=scope,
-        negatives=mode,
-        n_negatives=10,
-        visible_positive=True,
-    )
     plain, model = tiny_model(architecture), tiny_model(architecture)
     expected = plain_loss(plain, batch, config, (1, 2, 3))
     expected.backward()
@@ -593,11 +603,64 @@ def test_a_steps_gradients_are_those_of_autograd_over_the_whole_table(scope, con
             assert p.grad is None or torch.allclose(p.grad, q.grad, rtol=0, atol=1e-12), name
 
 
+EVERY_SCOPE = [(scope, "session") for scope in SCOPES]
+EVERY_MODE = [("session", mode) for mode in ("batch", "full")]
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.7), (0.4, 0.0), (0.4, 0.7)])
+@pytest.mark.parametrize(("scope", "mode"), EVERY_SCOPE + EVERY_MODE)
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_steps_gradients_are_those_of_autograd_over_the_whole_table(architecture, context, scope, mode, alpha, beta):
+    options = {"negative_scope": scope, "negatives": mode, "n_negatives": 10, "visible_positive": True}
+    compare_gradients(architecture, LossConfig(alpha=alpha, beta=beta, context=context, **options))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("mode", ["session", "batch", "full"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_so_they_are_where_skipped_targets_weigh_another(architecture, mode, weight):
+    compare_gradients(architecture, LossConfig(negatives=mode, n_negatives=10, skipped_target_weight=weight))
+
+
+def test_by_hand_a_skipped_target_counts_by_its_weight():
+    """Two targets, 2 heard and 3 skipped, with losses log 3 and log(e^3 + 2) - 3: a weighted mean of 1 and 0.25."""
+    batch = batch_of([[1, 2, 3]], [[S, H, S]])
+    predicted = torch.zeros(1, 2, 8, dtype=torch.float64)
+    predicted[0, 1, 3] = 1.0  # <e_3, item 3> = 3
+    draws = torch.tensor([[4, 4]])
+    second = log(exp(3) + 2) - 3
+    for weight, expected in ((0.25, (log(3) + 0.25 * second) / 1.25), (0.0, log(3))):
+        loss = next_item_loss(predicted, TABLE, batch, None, draws, None, weight)
+        assert loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_where_all_targets_are_skipped_and_left_out_nothing_is_learnt():
+    """The loss is exactly 0, and so are all gradients."""
+    batch, model = batch_of([[1, 2, 3]], [[H, S, S]]), tiny_model("unidirectional")
+    parts = training_loss(model, batch, LossConfig(alpha=0.0, n_negatives=5, skipped_target_weight=0.0), (1, 1, 1))
+    parts.loss.backward()
+    parts.touched.gather_leading()
+    assert parts.loss == parts.nll == 0
+    assert not parts.touched.gradients.any()
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_whole_catalogue_takes_no_draws_and_names_every_item():
+    model, batch = tiny_model("bidirectional"), random_batch(np.random.default_rng(8), 12, 4, 6)
+    few, many = (
+        training_loss(model, batch, LossConfig(alpha=0.0, negatives="full", n_negatives=n), (1, 2, 3)) for n in (1, 50)
+    )
+    assert few.loss == many.loss
+    assert set(few.touched.ids.tolist()) == set(range(14))  # with padding and [MSK], which are no classes
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"alpha": -0.5}, "alpha is -0.5, expected 0 or more"),
         ({"beta": float("inf")}, "beta is inf, expected 0 or more"),
+        ({"skipped_target_weight": -0.1}, "skipped_target_weight is -0.1, expected 0 or more"),
         ({"alpha": 0.0, "beta": 0.0}, "alpha and beta are both 0, so there is nothing to minimise"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"temperature": float("nan")}, "temperature must be positive, got nan"),
