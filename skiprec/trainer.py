@@ -12,12 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from skiprec.batches import Batch, batches
-from skiprec.dataset import Dataset, training_prefix
+from skiprec.dataset import Dataset, Sessions, training_prefix
 from skiprec.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator, ModelScorer
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.optimizer import DeferredAdam
 from skiprec.randomness import derive_seed
+from skiprec.schema import PADDING
 from skiprec.touched_rows import Buffers, dense_gradient, group_ids, has_kernels, sparse_gradient, squared_norm
 from skiprec.tracking import NullTracker, Tracker
 from skiprec.training_loss import LossConfig, training_loss
@@ -127,6 +128,8 @@ class Trainer:
         self.show_progress = show_progress
         self.should_stop = should_stop
         self.sessions = training_prefix(dataset).to(self.device)
+        is_popular = config.loss.alpha > 0 and config.loss.negative_scope == "popular"
+        self.plays_up_to = plays_up_to(self.sessions, dataset.n_items) if is_popular else None
         self.evaluator = evaluator or Evaluator(dataset, "val", self.device, only_targets=config.only_targets)
         # Initialisation and dropout alone draw from torch's global state. On the CPU first: the same on every device.
         torch.manual_seed(derive_seed(config.seed, "weights"))
@@ -173,7 +176,7 @@ class Trainer:
         """One optimiser update. Returns loss, nll and nce in nats, still on the device."""
         table = self.model.items.weight
         draw = (self.config.seed, self.epoch, number)
-        parts = training_loss(self.model, batch, self.config.loss, draw, self.read, self.buffers)
+        parts = training_loss(self.model, batch, self.config.loss, draw, self.read, self.buffers, self.plays_up_to)
         self.model.zero_grad(set_to_none=True)
         parts.loss.backward()
         touched = parts.touched
@@ -284,8 +287,17 @@ class Trainer:
         self.best_value = values["best_value"]
 
 
+def plays_up_to(sessions: Sessions, n_items: int) -> Int[Tensor, " R"]:
+    """Plays of all items up to an index, that item's included, in the sessions that are trained on."""
+    plays = torch.bincount(sessions.items.flatten().cpu(), minlength=n_items + 1)
+    plays[PADDING] = 0
+    return plays.cumsum(0).to(sessions.items.device)
+
+
 def touched_share(config: TrainConfig, dataset: Dataset) -> float:
     """Share of the item table's rows that a step is expected to touch, were all its ids drawn uniformly."""
+    if config.loss.negatives == "full":
+        return 1.0
     draws = config.batch_size if config.loss.negatives == "session" else 1
     ids = config.batch_size * dataset.max_length + draws * config.loss.n_negatives
     return 1 - (1 - 1 / dataset.n_items) ** ids

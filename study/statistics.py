@@ -200,7 +200,7 @@ def verdict(effect: Effect, adjusted_p: float, *, worthwhile: float, level: floa
     Args:
         effect: The difference.
         adjusted_p: Its p, corrected for the family of claims.
-        worthwhile: The smallest difference that would matter. Where the whole interval is within it, there is no effect.
+        worthwhile: The smallest difference that would matter; an interval within it is no effect.
         level: Of the family.
     """
     bound = max(abs(effect.low), abs(effect.high))

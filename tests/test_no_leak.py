@@ -21,6 +21,10 @@ VARIANTS = {
     "bidirectional visible": {"architecture": "bidirectional", "context": "item", "visible_positive": True},
     "other session": {"negative_scope": "other_session"},
     "random": {"negative_scope": "random"},
+    "popular": {"negative_scope": "popular"},
+    "in batch": {"negative_scope": "in_batch"},
+    "skipped targets left out": {"skipped_target_weight": 0.0},
+    "whole catalogue": {"negatives": "full"},
     "batch negatives": {"negatives": "batch"},
 }
 

@@ -15,6 +15,7 @@ import skiprec.touched_rows
 import skiprec.trainer
 from skiprec.batches import Batch
 from skiprec.model import ModelConfig, SequenceEncoder
+from skiprec.negatives import SCOPES
 from skiprec.optimizer import DeferredAdam
 from skiprec.touched_rows import Buffers, group_ids, sparse_gradient, squared_norm
 from skiprec.trainer import clip_gradients
@@ -31,11 +32,11 @@ def one_step(architecture: str, mode: str, scope: str, alpha: float) -> None:
     optimizers = DeferredAdam([table]), torch.optim.Adam(rest, fused=True)
     items = torch.randint(1, 51, (B, T))
     batch = Batch(items, torch.rand(B, T) < 0.5, torch.full((B,), T))
-    loss = LossConfig(alpha=alpha, negatives=mode, negative_scope=scope, n_negatives=5, visible_positive=True)
-    buffers = Buffers(D, torch.float32, items.device)
+    loss = LossConfig(alpha=alpha, negatives=mode, negative_scope=scope, n_negatives=5, skipped_target_weight=0.5)
+    buffers, plays = Buffers(D, torch.float32, items.device), torch.arange(51)
     for step in (1, 2):
         parts = training_loss(
-            model, batch, loss, (1, 1, step), lambda ids, out: optimizers[0].read(table, ids, out), buffers
+            model, batch, loss, (1, 1, step), lambda ids, out: optimizers[0].read(table, ids, out), buffers, plays
         )
         parts.loss.backward()
         parts.touched.gather_leading()
@@ -56,9 +57,8 @@ def as_on_a_gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("architecture", "mode", "scope", "alpha"),
     [
-        *itertools.product(("unidirectional", "bidirectional"), ("session", "batch"), ["session"], (0.0, 0.5)),
-        ("unidirectional", "session", "other_session", 0.5),
-        ("unidirectional", "session", "random", 0.5),
+        *itertools.product(("unidirectional", "bidirectional"), ("session", "batch", "full"), ["session"], (0.0, 0.5)),
+        *itertools.product(("unidirectional", "bidirectional"), ["session"], SCOPES, [0.5]),
     ],
 )
 def test_a_step_asks_for_no_value(architecture, mode, scope, alpha):

@@ -450,3 +450,20 @@ def test_weights_broken_by_the_last_step_end_the_run_and_name_the_epoch(dataset)
     t = trainer(dataset, learning_rate=1e30, batch_size=120)
     with pytest.raises(TrainingDiverged, match=r"^epoch 1: .*TrainConfig\(seed=1"):
         list(t.epochs())
+
+
+def test_popular_negatives_are_drawn_by_plays_in_the_training_prefixes(dataset):
+    t = trainer(dataset, negative_scope="popular")
+    assert torch.equal(t.plays_up_to, dataset.plays.cumsum(0))
+    assert trainer(dataset, negative_scope="popular", alpha=0.0).plays_up_to is None
+    (first, *_) = t.epochs()
+    assert first.metrics["train/nce"] > 0
+
+
+def test_with_the_whole_catalogue_as_negatives_no_row_is_deferred(dataset):
+    large = dataset_of([[1, 2, 3, 4, 5, 6]], n_items=100_000)
+    assert touched_share(small_config(negatives="full"), large) == 1
+    t = trainer(dataset, negatives="full", alpha=0.0)
+    assert not t.defers
+    losses = [r.metrics["train/nll"] for r in t.epochs()]
+    assert math.log(dataset.n_items) > losses[0] > losses[1] > losses[2]
