@@ -4,8 +4,8 @@ Whoever gives scores can be evaluated: the model and the baselines go through th
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +28,8 @@ HIT_RATE_AT = (1, 5, 10, 20)
 SESSIONS_AT_A_TIME = 256
 THIRDS = ("first", "second", "last")
 """Items that carry the first, second and last third of training plays, the most played ones first."""
+LONGEST_PART = 200
+"""MLflow takes 250 characters for a metric's name, and split, group, measure and metric are in it too."""
 
 
 @runtime_checkable
@@ -166,8 +168,7 @@ class Evaluator:
             TrainingDiverged: If a score is NaN.
         """
         ranks, losses = self._sampled(scorer)
-        nll = losses[self.is_asked].mean().item()
-        return self.metrics({"sampled": ranks}, self.groups()) | {f"{self.split}/nll": nll}
+        return self.metrics({"sampled": ranks}, self.groups()) | self._nll(losses)
 
     def full(self, scorer: Scorer) -> dict[str, float]:
         """Metrics of each target against the whole catalogue: `full_`, and `full_new_` for new targets among new items.
@@ -183,8 +184,19 @@ class Evaluator:
         Raises:
             TrainingDiverged: If a score is NaN.
         """
-        ranks = {"sampled": self._sampled(scorer)[0]} | self._full(scorer)
-        return {measure: rank.masked_fill(~self.is_asked, torch.nan) for measure, rank in ranks.items()}
+        return self._ranks(scorer)[0]
+
+    def measure(self, scorer: Scorer) -> tuple[dict[str, float], dict[str, Float[Tensor, " S"]]]:
+        """Metrics by every measure and group, and the ranks that they are made from.
+
+        Raises:
+            TrainingDiverged: If a score is NaN.
+        """
+        ranks, losses = self._ranks(scorer)
+        finer = self.metrics(ranks, self.finer_groups())
+        # Of the many finer groups the ranks tell everything; here is the one metric that is looked at.
+        shown = {name: value for name, value in finer.items() if name.endswith(("hr_at_10", "count"))}
+        return self.metrics(ranks, self.groups()) | self._nll(losses) | shown, ranks
 
     def metrics(self, ranks: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics by measure and group, by their names in the tracker.
@@ -215,6 +227,15 @@ class Evaluator:
         for i, name in enumerate(metric_names(self.context_names)):
             groups[f"context/{name}/"] = asked.target_context == i
         return {name: mask & self.is_asked for name, mask in groups.items()}
+
+    def _ranks(self, scorer: Scorer) -> tuple[dict[str, Float[Tensor, " S"]], Float[Tensor, " S"]]:
+        """Ranks by measure, NaN where one does not ask, and losses of all targets in nats."""
+        sampled, losses = self._sampled(scorer)
+        ranks = {"sampled": sampled} | self._full(scorer)
+        return {measure: rank.masked_fill(~self.is_asked, torch.nan) for measure, rank in ranks.items()}, losses
+
+    def _nll(self, losses: Float[Tensor, " S"]) -> dict[str, float]:
+        return {f"{self.split}/nll": losses[self.is_asked].mean().item()}
 
     def _sampled(self, scorer: Scorer) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
         """Ranks, and losses in nats."""
@@ -277,17 +298,19 @@ def metrics_by_group(
     return metrics
 
 
-def metric_names(names: Iterable[str]) -> list[str]:
-    """Names from data as parts of a metric's name, of which MLflow takes letters, digits, `_`, `-`, `.` and spaces.
+def metric_names(names: Sequence[str]) -> list[str]:
+    """Names from data, all different, as parts of a metric's name.
 
-    What would fall together is told apart by a number.
+    MLflow takes letters, digits, `_`, `-`, `.` and spaces, up to a length, and no part of dots alone, as in paths. A
+    name that it takes stays as it is; others that would fall together are told apart by a number.
     """
-    seen: Counter[str] = Counter()
-    parts = []
-    for name in names:
-        part = re.sub(r"[^A-Za-z0-9_. -]", "_", name) or "_"
-        seen[part] += 1
-        parts.append(part if seen[part] == 1 else f"{part}_{seen[part]}")
+    parts = [re.sub(r"[^A-Za-z0-9_. -]", "_", name)[:LONGEST_PART] for name in names]
+    parts = ["_" if set(part) <= {"."} else part for part in parts]
+    taken = {part for part, name in zip(parts, names, strict=True) if part == name}
+    for i, (part, name) in enumerate(zip(parts, names, strict=True)):
+        if part != name:
+            parts[i] = next(free for n in count(1) if (free := part if n == 1 else f"{part}_{n}") not in taken)
+            taken.add(parts[i])
     return parts
 
 

@@ -249,11 +249,7 @@ class Trainer:
         """The model as it is, by every measure and group; and the rank of every target, by measure."""
         self.flush()
         self.model.eval()
-        ranks = evaluator.ranks(ModelScorer(self.model))
-        finer = evaluator.metrics(ranks, evaluator.finer_groups())
-        # Of the many finer groups the ranks tell everything; trackers get the one metric that is looked at.
-        shown = {name: value for name, value in finer.items() if name.endswith(("hr_at_10", "count"))}
-        return evaluator.metrics(ranks, evaluator.groups()) | shown, ranks
+        return evaluator.measure(ModelScorer(self.model))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the next epoch depends on: tensors by name (in use: a step changes them), and values."""

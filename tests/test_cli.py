@@ -82,6 +82,7 @@ def test_from_logs_to_an_evaluated_model(tmp_path):
         shown = run(tmp_path, "skiprec", "evaluate", "run", "--split", split)
         assert shown.returncode == 0, shown.stderr
         assert shown.stdout.split()[:5] == ["model", "random", "most", "popular", "session-popular"]
+        assert re.search(rf"^{split}/popularity/first/full_hr_at_10( +[01][\d.]*){{4}}$", shown.stdout, re.MULTILINE)
         value = float(re.search(rf"{split}/hr_at_10 +([\d.]+)", shown.stdout)[1])
         if split == "val":
             metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
