@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from skiprec.dataset import Dataset
+from skiprec.dataset import Dataset, Sessions
 from skiprec.evaluation import Evaluator, Scorer
 from skiprec.randomness import counter_bits
 
@@ -18,18 +18,16 @@ class Random:
     def __init__(self, n_items: int) -> None:
         self.n_items = n_items
 
-    def candidate_scores(
-        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], candidates: Int[Tensor, "B C"]
-    ) -> Float[Tensor, "B C"]:
+    def candidate_scores(self, inputs: Sessions, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         """Scores of a few items for each session."""
-        last = items.gather(1, lengths[:, None] - 1)
+        last = inputs.items.gather(1, inputs.lengths[:, None] - 1)
         counter = (last * (self.n_items + 1) + candidates).cpu().numpy().astype(np.uint64)
-        return torch.from_numpy((counter_bits(0, counter) >> np.uint64(11)).astype(np.float64)).to(items.device)
+        return torch.from_numpy((counter_bits(0, counter) >> np.uint64(11)).astype(np.float64)).to(candidates.device)
 
-    def catalogue_scores(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B R"]:
+    def catalogue_scores(self, inputs: Sessions) -> Float[Tensor, "B R"]:
         """Scores of every item for each session."""
-        every = torch.arange(self.n_items + 1, device=items.device).expand(len(items), -1)
-        return self.candidate_scores(items, lengths, every)
+        every = torch.arange(self.n_items + 1, device=inputs.items.device).expand(len(inputs.items), -1)
+        return self.candidate_scores(inputs, every)
 
 
 class MostPopular:
@@ -38,31 +36,27 @@ class MostPopular:
     def __init__(self, plays: Int[Tensor, " R"]) -> None:
         self.plays = plays.double()
 
-    def candidate_scores(
-        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], candidates: Int[Tensor, "B C"]
-    ) -> Float[Tensor, "B C"]:
+    def candidate_scores(self, inputs: Sessions, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         """Scores of a few items for each session."""
-        return self.plays.to(items.device)[candidates]
+        return self.plays.to(candidates.device)[candidates]
 
-    def catalogue_scores(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B R"]:
+    def catalogue_scores(self, inputs: Sessions) -> Float[Tensor, "B R"]:
         """Scores of every item for each session."""
-        return self.plays.to(items.device).repeat(len(items), 1)
+        return self.plays.to(inputs.items.device).repeat(len(inputs.items), 1)
 
 
 class SessionPopular(MostPopular):
     """The session's own tracks first, then the most popular; among each, by plays."""
 
-    def candidate_scores(
-        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], candidates: Int[Tensor, "B C"]
-    ) -> Float[Tensor, "B C"]:
+    def candidate_scores(self, inputs: Sessions, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         """Scores of a few items for each session."""
-        return self.catalogue_scores(items, lengths).gather(1, candidates)
+        return self.catalogue_scores(inputs).gather(1, candidates)
 
-    def catalogue_scores(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B R"]:
+    def catalogue_scores(self, inputs: Sessions) -> Float[Tensor, "B R"]:
         """Scores of every item for each session."""
-        plays = super().catalogue_scores(items, lengths)
-        first = plays.gather(1, items) + self.plays.max() + 1
-        return plays.scatter(1, items, first)
+        plays = super().catalogue_scores(inputs)
+        first = plays.gather(1, inputs.items) + self.plays.max() + 1
+        return plays.scatter(1, inputs.items, first)
 
 
 def baselines(dataset: Dataset) -> dict[str, Scorer]:

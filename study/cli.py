@@ -53,7 +53,9 @@ def run_study(
         raise typer.Exit(130) from None
     stage = handle.progress()
     print(f"study {handle.name}: {stage.complete} of {stage.planned} cells complete, {stage.failed} failed")
-    print(f"next: study confirm {handle.name} --workers {workers}, study report {handle.name} --out report, or study ui")
+    print(
+        f"next: study confirm {handle.name} --workers {workers}, study report {handle.name} --out report, or study ui"
+    )
 
 
 @app.command("plan")
@@ -103,6 +105,36 @@ def confirm(
     stage = handle.progress()
     print(f"study {handle.name}: {stage.complete} of {stage.planned} runs complete, {stage.failed} failed")
     print(f"next: study report {handle.study.user_attrs['confirms']} --out report")
+
+
+@app.command()
+def table1(
+    data: Annotated[Path, typer.Option(help="A dataset folder, made by `skiprec prepare`.")],
+    out: Annotated[Path, typer.Option(help="The report's folder, to be made.")] = Path("table1"),
+    preset: Annotated[
+        str | None, typer.Option(help="Settings in place of a search: paper, or released (the authors' code).")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Paired seeds of every row, 5 or more.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; the cores are divided among them.")] = 1,
+    mlruns: Mlruns = Path("mlruns"),
+    device: Device = "auto",
+) -> None:
+    """The paper's Table 1 on this data: search, confirming runs and report in one. The same command continues.
+
+    Example: study table1 --data data/mssd --workers 2
+    """
+    from skiprec.files import refuse_existing
+    from study.table1 import run_table1, table1_recipe
+
+    refuse_existing(out)
+    options = {"mlruns": mlruns, "seeds": seeds, "workers": workers, "device": device}
+    try:
+        for path in run_table1(table1_recipe(preset), data, out, **options):
+            print(f"wrote {path}")
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with it", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(f"next: open {out / 'report.html'}")
 
 
 @app.command(hidden=True)
@@ -155,16 +187,13 @@ def report(
 
     Example: study report --out report
     """
-    from study.report import write_report
-    from study.storage import database_errors, open_study, places
-    from study.tracking import log_report, open_tracker
+    from study.report import report_study
+    from study.storage import database_errors, places
 
     where = places(mlruns, storage, tracking_uri)
     with database_errors(where):
-        study = open_study(where, name)
-        for path in write_report(study, out):
+        for path in report_study(where, name, out):
             print(f"wrote {path}")
-        log_report(open_tracker(where), study.user_attrs["parent_run"], out)
     print(f"next: open {out / 'report.html'}")
     if (out / "best.toml").exists():
         print(f"or train the best again: skiprec train DATA --config {out / 'best.toml'} --out RUN")

@@ -119,9 +119,7 @@ def confirming_recipe(recipe: Recipe, name: str, chosen: Mapping[str, DoneCell],
         cells_per_arm=0,
         seeds=[FIRST_SEED + i for i in range(seeds)],
         # As they were declared before the study ran, written out.
-        claims=[
-            {"arm": c.arm, "than": c.than, "metric": c.metric} for c in claims_from(recipe.claims, recipe.arms)
-        ],
+        claims=[{"arm": c.arm, "than": c.than, "metric": c.metric} for c in claims_from(recipe.claims, recipe.arms)],
         settings={},
         arms=fixed,
     )

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
 from skiprec.config import flatten, from_flat
-from skiprec.dataset import Dataset
+from skiprec.dataset import Dataset, Split
 from skiprec.errors import CheckpointError, OutputError, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator
 from skiprec.run import Run, read_record
@@ -44,7 +44,10 @@ class Workplace:
     study: optuna.Study
     recipe: Recipe
     dataset: Dataset
-    evaluator: Evaluator
+    splits: tuple[Split, ...]
+    """Those that runs are measured on: "test" in confirming runs alone."""
+    evaluators: Callable[[str], Mapping[Split, Evaluator]]
+    """The value of only_targets -> an evaluator of each split, made once."""
     device: torch.device
     client: MlflowClient
     exclusively: AbstractContextManager[object]
@@ -109,7 +112,7 @@ def train(place: Workplace, trial: optuna.Trial, config: TrainConfig, tracker: M
         folder,
         device=place.device,
         tracker=tracker,
-        evaluator=place.evaluator,
+        evaluators=place.evaluators(config.only_targets),
         show_progress=False,
         should_stop=place.should_stop,
     )
@@ -119,7 +122,7 @@ def train(place: Workplace, trial: optuna.Trial, config: TrainConfig, tracker: M
         trial.report(past.metrics[SELECTED_BY], past.epoch)
     for result in run.epochs():
         trial.report(result.metrics[SELECTED_BY], result.epoch)
-    metrics = run.finish()
+    metrics = run.finish(place.splits)
     record = read_record(folder)
     # In one: each attribute is a transaction.
     trial.set_user_attr("result", {name: record[name] for name in RECORDED} | {"metrics": metrics})

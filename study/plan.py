@@ -63,9 +63,7 @@ def arm_plan(
     """
     own = [settings_of(dataclasses.asdict(recipe), cell) for cell in cells if cell.arm == arm]
     seconds = [timed(arm, settings) * largest(settings["max_epochs"]) for settings in own]
-    return ArmPlan(
-        arm=arm, cells=len(own), search_seconds=sum(seconds), confirm_seconds=FEWEST_SEEDS * max(seconds)
-    )
+    return ArmPlan(arm=arm, cells=len(own), search_seconds=sum(seconds), confirm_seconds=FEWEST_SEEDS * max(seconds))
 
 
 def timer(
@@ -90,11 +88,10 @@ def timer(
 def seconds_an_epoch(config: TrainConfig, dataset: Dataset, device: torch.device) -> float:
     """Seconds of an epoch and its validation, by a few batches of the sessions with the whole catalogue."""
     n = min(dataset.n_sessions, BATCHES_TIMED * config.batch_size)
-    part = dataclasses.replace(
-        dataset, items=dataset.items[:n], skip_levels=dataset.skip_levels[:n], lengths=dataset.lengths[:n]
-    )
     brief = dataclasses.replace(config, max_epochs=2, patience=1, session_share=1.0)
-    *_, last = Trainer(part, brief, device=device, show_progress=False).epochs()  # the first one compiles its loops
+    *_, last = Trainer(
+        dataset.first(n), brief, device=device, show_progress=False
+    ).epochs()  # the first one compiles its loops
     return (last.train_seconds * config.session_share + last.eval_seconds) * dataset.n_sessions / n
 
 
@@ -102,7 +99,9 @@ def render(recipe: Recipe, dataset: Dataset, arms: list[ArmPlan], n_cells: int, 
     """The plan as text."""
     width = max(len(arm.arm) for arm in arms)
     lines = [f"{recipe.name}: {recipe.asks or recipe.description}"]
-    lines.append(f"data: {dataset.path.name} ({dataset.digest[:8]}), {dataset.n_sessions:,} sessions, {dataset.n_items:,} items")
+    lines.append(
+        f"data: {dataset.path.name} ({dataset.digest[:8]}), {dataset.n_sessions:,} sessions, {dataset.n_items:,} items"
+    )
     lines.append("")
     for arm in arms:
         lines.append(
@@ -118,7 +117,9 @@ def render(recipe: Recipe, dataset: Dataset, arms: list[ArmPlan], n_cells: int, 
         f"{duration(search + confirming)} with {workers} at work ({duration(search)} and {duration(confirming)})"
     )
     equal = len({budget(recipe, arm) for arm in recipe.arms}) == 1
-    lines.append("every arm may spend the same" if equal else "arms may spend UNEQUAL amounts, which favours those with more")
+    lines.append(
+        "every arm may spend the same" if equal else "arms may spend UNEQUAL amounts, which favours those with more"
+    )
     lines.append("")
     lines.append(f"claims, tested by the confirming runs (worthwhile from {100 * recipe.worthwhile:g} points):")
     lines += [f"  {claim.arm} is above {claim.than} in {claim.metric}" for claim in claims_of(recipe)]

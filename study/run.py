@@ -228,9 +228,7 @@ def create(where: Places, making: Making, workers: int, device: str) -> optuna.S
     return study
 
 
-def baseline_metrics(
-    dataset: Dataset, splits: tuple[Split, ...], device: torch.device
-) -> dict[str, dict[str, float]]:
+def baseline_metrics(dataset: Dataset, splits: tuple[Split, ...], device: torch.device) -> dict[str, dict[str, float]]:
     """Every baseline's metrics on the splits."""
     metrics: dict[str, dict[str, float]] = {}
     for split in splits:

@@ -1,5 +1,6 @@
 """A worker: takes cells from the queue of a study, one after the other, until none waits. All workers are alike."""
 
+import functools
 import os
 import signal
 from pathlib import Path
@@ -65,12 +66,15 @@ def work(where: Places, name: str, device: str) -> None:
                 f"{dataset.path}: its digest is {dataset.digest[:8]}, expected {attrs['dataset_digest'][:8]}: "
                 "it is no longer the data of this study"
             )
-        chosen = settle(device, attrs["threads"])
+        chosen, splits = settle(device, attrs["threads"]), tuple(attrs["splits"])
         place = Workplace(
             study=study,
             recipe=recipe,
             dataset=dataset,
-            evaluator=Evaluator(dataset, "val", chosen),
+            splits=splits,
+            evaluators=functools.cache(
+                lambda targets: {split: Evaluator(dataset, split, chosen, only_targets=targets) for split in splits}
+            ),
             device=chosen,
             client=open_tracker(where),
             exclusively=claim_lock(where, name),

@@ -5,6 +5,7 @@ import torch
 from conftest import dataset_of
 
 from skiprec.baselines import baselines, evaluate_baselines
+from skiprec.dataset import Sessions
 from skiprec.evaluation import Evaluator
 
 # Training prefixes 1 2 1 | 3 1 2 | 3 3: plays of 1, 2, 3 are 3, 2, 3. Items 4 and 5 are in held-out rows alone.
@@ -16,8 +17,13 @@ def tiny():
     return dataset_of(SESSIONS, n_items=6)
 
 
-INPUTS = torch.tensor([[1, 2, 1], [3, 1, 2], [3, 3, 0]])
-LENGTHS = torch.tensor([3, 3, 2])
+def inputs_of(items, lengths):
+    """Sessions without skips."""
+    nothing = torch.zeros_like(items)
+    return Sessions(items, nothing.to(torch.int8), nothing.bool(), lengths)
+
+
+INPUTS = inputs_of(torch.tensor([[1, 2, 1], [3, 1, 2], [3, 3, 0]]), torch.tensor([3, 3, 2]))
 EVERY = torch.arange(7).expand(3, 7)
 
 
@@ -32,11 +38,11 @@ def test_there_are_three(tiny):
 
 def test_most_popular_counts_plays_in_training_prefixes(tiny):
     scorer = baselines(tiny)["most popular"]
-    assert scorer.catalogue_scores(INPUTS, LENGTHS)[:, 1:].tolist() == [[3, 2, 3, 0, 0, 0]] * 3
+    assert scorer.catalogue_scores(INPUTS)[:, 1:].tolist() == [[3, 2, 3, 0, 0, 0]] * 3
 
 
 def test_session_popular_puts_the_sessions_own_tracks_first(tiny):
-    scores = baselines(tiny)["session-popular"].catalogue_scores(INPUTS, LENGTHS)
+    scores = baselines(tiny)["session-popular"].catalogue_scores(INPUTS)
     assert order(scores) == [[1, 2, 3, 4, 5, 6], [1, 3, 2, 4, 5, 6], [3, 1, 2, 4, 5, 6]]
     assert scores[0, 2] > scores[0, 3]  # 2 was played here, 3 was played more
     assert scores[2, 1] > scores[2, 2]
@@ -45,19 +51,19 @@ def test_session_popular_puts_the_sessions_own_tracks_first(tiny):
 @pytest.mark.parametrize("name", ["random", "most popular", "session-popular"])
 def test_scores_of_a_few_are_those_of_the_catalogue(tiny, name):
     scorer = baselines(tiny)[name]
-    every = scorer.catalogue_scores(INPUTS, LENGTHS)
+    every = scorer.catalogue_scores(INPUTS)
     assert every.shape == (3, 7)
-    assert torch.equal(scorer.candidate_scores(INPUTS, LENGTHS, EVERY)[:, 1:], every[:, 1:])
+    assert torch.equal(scorer.candidate_scores(INPUTS, EVERY)[:, 1:], every[:, 1:])
     some = torch.tensor([[2, 5], [6, 1], [3, 3]])
-    assert torch.equal(scorer.candidate_scores(INPUTS, LENGTHS, some), every.gather(1, some))
+    assert torch.equal(scorer.candidate_scores(INPUTS, some), every.gather(1, some))
 
 
 @pytest.mark.parametrize("name", ["random", "most popular", "session-popular"])
 def test_scores_of_a_session_do_not_depend_on_the_others(tiny, name):
     scorer = baselines(tiny)[name]
-    every = scorer.catalogue_scores(INPUTS, LENGTHS)
+    every = scorer.catalogue_scores(INPUTS)
     for b in range(3):
-        alone = scorer.catalogue_scores(INPUTS[b : b + 1], LENGTHS[b : b + 1])
+        alone = scorer.catalogue_scores(INPUTS.of(slice(b, b + 1)))
         assert torch.equal(alone[0, 1:], every[b, 1:])
 
 
@@ -66,10 +72,10 @@ def test_random_scores_say_nothing_and_are_the_same_each_time(dataset):
     scorer = baselines(dataset)["random"]
     n = 1000
     items = torch.randint(1, dataset.n_items, (120, 5), generator=torch.Generator().manual_seed(1))
-    lengths = torch.full((120,), 5)
+    inputs = inputs_of(items, torch.full((120,), 5))
     many = torch.arange(1, n + 1).expand(120, n)
-    scores = scorer.candidate_scores(items, lengths, many)
-    assert torch.equal(scores, scorer.candidate_scores(items, lengths, many))
+    scores = scorer.candidate_scores(inputs, many)
+    assert torch.equal(scores, scorer.candidate_scores(inputs, many))
     above = (scores[:, 1:] > scores[:, :1]).double().mean()
     assert abs(above - 0.5) < 4 / (12 * 120) ** 0.5
     assert len(set(scores[0].tolist())) == n

@@ -1,5 +1,6 @@
 """Confirming runs -> what they show on test: rates, differences with intervals, claims tested, groups. No words."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -216,9 +217,7 @@ def test_claims(claims: Iterable[Claim], ranks: Mapping[str, Ranks], worthwhile:
 
 def effects_of(ours: Ranks, other: Ranks) -> Rates:
     """The difference of two arms by every measure at every K."""
-    return {
-        m: {k: difference(ours.hits(m, k), other.hits(m, k), ours.among(m)) for k in HIT_RATE_AT} for m in MEASURES
-    }
+    return {m: {k: difference(ours.hits(m, k), other.hits(m, k), ours.among(m)) for k in HIT_RATE_AT} for m in MEASURES}
 
 
 def group_effects(claim: Claim, ours: Ranks, other: Ranks) -> Iterable[GroupEffect]:
@@ -252,7 +251,7 @@ def groups(sessions: pd.DataFrame) -> Iterable[tuple[str, str, np.ndarray]]:
         yield "popularity", name, (sessions["popularity"] == i).to_numpy()
     length = sessions["length"].to_numpy()
     edges = np.linspace(length.min(), length.max() + 1, 4).round().astype(int)
-    for low, after in zip(edges[:-1], edges[1:], strict=True):
+    for low, after in itertools.pairwise(edges.tolist()):
         if low < after:
             name = f"{low} to {after - 1} tracks" if after - 1 > low else f"{low} tracks"
             yield "session length", name, (length >= low) & (length < after)

@@ -1,0 +1,52 @@
+"""The paper's Table 1 on a dataset, from nothing to the report: search, confirming runs, page."""
+
+import dataclasses
+from pathlib import Path
+
+from skiprec.config import PRESETS
+from skiprec.errors import ConfigError
+from study.confirm import confirm
+from study.run import launch
+from study.space import Recipe, arm_settings, load_recipe
+from study.storage import places
+
+
+def table1_recipe(preset: str | None) -> Recipe:
+    """The shipped recipe; with a preset one cell a row, at the preset's settings, which leaves nothing to tune.
+
+    Raises:
+        ConfigError: If there is no such preset.
+    """
+    recipe = load_recipe("table1")
+    if preset is None:
+        return recipe
+    if preset not in PRESETS:
+        raise ConfigError(f"--preset {preset}: unknown, expected one of {', '.join(PRESETS)}")
+    arms = {}
+    for arm in recipe.arms:
+        settings = arm_settings(recipe, arm)
+        arms[arm] = {name: settings[name] for name in ("architecture", "context") if name in settings}
+        arms[arm] |= {"alpha": 0.0} if settings["alpha"] == 0 else {}
+    return dataclasses.replace(recipe, name=f"table1-{preset}", settings=dict(PRESETS[preset]), arms=arms)
+
+
+def run_table1(
+    recipe: Recipe, data: Path, out: Path, *, mlruns: Path, seeds: int | None, workers: int, device: str
+) -> list[Path]:
+    """Search, confirm and report; each goes on where it was stopped.
+
+    Args:
+        recipe: Of `table1_recipe`, or a cut of it.
+        data: A dataset folder.
+        out: The report's folder, which must not be there yet.
+        mlruns: The databases' folder.
+        seeds: Paired seeds of each row.
+        workers: Processes.
+        device: As of `launch`.
+
+    Returns:
+        The report's files, the page first.
+    """
+    handle = launch(recipe, data, workers=workers, mlruns=mlruns, device=device)
+    confirm(places(mlruns, None, None), handle.name, seeds=seeds, workers=workers, device=device)
+    return handle.report(out)
