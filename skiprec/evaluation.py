@@ -70,7 +70,7 @@ class ModelScorer:
         return self._predicted(inputs) @ self.model.items.weight[: self.model.n_items + 1].T
 
     def _predicted(self, inputs: Sessions) -> Float[Tensor, "B D"]:
-        return self.model.next_item(inputs.items, inputs.lengths)
+        return self.model.next_item(inputs.items, inputs.lengths, inputs.skip_levels)
 
 
 def draw_candidates(dataset: Dataset, split: str, n_candidates: int = N_CANDIDATES) -> Int[Tensor, "S {n_candidates}"]:
