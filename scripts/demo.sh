@@ -42,8 +42,10 @@ else
     echo "using the dataset that is there: $out/data"
 fi
 step skiprec describe data
+step study plan "$recipe" --data data --workers 2
 step study run "$recipe" --data data --workers 2
 study_name=$(basename "$recipe" .toml | tr _ -)-$(python -c 'import json; print(json.load(open("data/manifest.json"))["digests"]["dataset"][:8])')
+step study confirm "$study_name" --workers 2
 # Written beside, then put in the place of an earlier demo's.
 rm -rf report.new
 step study report "$study_name" --out report.new

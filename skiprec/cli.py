@@ -171,7 +171,7 @@ def evaluate(
     dataset = load_dataset(data or Path(record["dataset"]))
     model, about = load_model(run_folder, dataset)
     chosen = settle(device, about["config"]["threads"])
-    evaluator = Evaluator(dataset, split, chosen)
+    evaluator = Evaluator(dataset, split, chosen, only_targets=about["config"]["only_targets"])
     with torch.no_grad():
         scorer = ModelScorer(model.to(chosen))
         table = {"model": evaluator.sampled(scorer) | evaluator.full(scorer)} | evaluate_baselines(dataset, evaluator)

@@ -28,9 +28,15 @@ class Sessions:
 
     items: Int64[Tensor, "S T"]
     """Item indices, 0 where padding."""
+    skip_levels: Int8[Tensor, "S T"]
+    """0 to 3; 0 where padding."""
     skipped: Bool[Tensor, "S T"]
     """False where padding."""
     lengths: Int64[Tensor, " S"]
+
+    def of(self, rows: slice | Int64[Tensor, " n"]) -> "Sessions":
+        """Some of them."""
+        return Sessions(self.items[rows], self.skip_levels[rows], self.skipped[rows], self.lengths[rows])
 
     def to(self, device: torch.device | str) -> "Sessions":
         """The same on another device."""
@@ -47,6 +53,12 @@ class HeldOut:
     target_skipped: Bool[Tensor, " S"]
     target_repeated: Bool[Tensor, " S"]
     """The target occurs in the inputs."""
+    target_context: Int64[Tensor, " S"]
+    """The context type of the target's row: an index into the dataset's names."""
+    target_third: Int64[Tensor, " S"]
+    """0, 1 or 2: the target is among the items that carry the first, second or last third of training plays."""
+    session_lengths: Int64[Tensor, " S"]
+    """Of the whole session, held-out items included."""
 
     def to(self, device: torch.device | str) -> "HeldOut":
         """The same on another device."""
@@ -66,6 +78,14 @@ class Dataset:
     lengths: Int64[Tensor, " S"]
     plays: Int64[Tensor, " n_items_and_padding"]
     """How often an item index occurs in the training prefixes."""
+    held_out_contexts: Int64[Tensor, "S 2"]
+    """Context types of the validation and the test target: indices into the names."""
+    context_names: tuple[str, ...]
+
+    def first(self, n: int) -> "Dataset":
+        """The first n sessions, with the whole catalogue."""
+        rows = ("items", "skip_levels", "lengths", "held_out_contexts")
+        return dataclasses.replace(self, **{name: getattr(self, name)[:n] for name in rows})
 
     @property
     def n_sessions(self) -> int:
@@ -113,6 +133,7 @@ def load_dataset(path: str | Path) -> Dataset:
     lengths = np.diff(lists.offsets.to_numpy()).astype(np.int64)
     max_length = manifest.config.max_length
     cells = within(np.arange(len(lengths)) * max_length, lengths)  # of the padded table, row after row
+    contexts, ends = combined(sessions["contexts"]).flatten(), lengths.cumsum()
 
     def padded(values: pa.Array, dtype: type) -> Tensor:
         table = np.full(len(lengths) * max_length, PADDING, dtype=dtype)
@@ -126,6 +147,8 @@ def load_dataset(path: str | Path) -> Dataset:
         skip_levels=padded(combined(sessions["skip_levels"]).flatten(), np.int8),
         lengths=torch.from_numpy(lengths),
         plays=torch.from_numpy(np.concatenate([[0], combined(items["plays"]).to_numpy()])),
+        held_out_contexts=torch.from_numpy(contexts.indices.to_numpy()[ends[:, None] + [-2, -1]].astype(np.int64)),
+        context_names=tuple(contexts.dictionary.to_pylist()),
     )
 
 
@@ -183,6 +206,7 @@ def first_items(dataset: Dataset, held_back: int) -> Sessions:
     is_real = torch.arange(width) < lengths[:, None]
     return Sessions(
         items=dataset.items[:, :width].masked_fill(~is_real, PADDING),
+        skip_levels=dataset.skip_levels[:, :width].masked_fill(~is_real, 0),
         skipped=dataset.skipped[:, :width] & is_real,
         lengths=lengths,
     )
@@ -198,13 +222,29 @@ def held_out(dataset: Dataset, split: Split) -> HeldOut:
     held_back = {"val": 2, "test": 1}[split]
     inputs = first_items(dataset, held_back)
     at = inputs.lengths[:, None]  # the target comes right after the inputs
-    targets = dataset.items.gather(1, at)
+    targets = dataset.items.gather(1, at)  # (S, 1)
     return HeldOut(
         inputs=inputs,
         targets=targets.squeeze(1),
         target_skipped=dataset.skipped.gather(1, at).squeeze(1),
         target_repeated=(inputs.items == targets).any(1),
+        target_context=dataset.held_out_contexts[:, {"val": 0, "test": 1}[split]],
+        target_third=popularity_thirds(dataset.plays)[targets.squeeze(1)],
+        session_lengths=dataset.lengths,
     )
+
+
+def popularity_thirds(plays: Int64[Tensor, " R"]) -> Int64[Tensor, " R"]:
+    """Of each item whether it is among those that carry the first (0), second (1) or last (2) third of the plays.
+
+    Items are taken by falling plays, equal ones by index. An item belongs where its first play falls, so one that holds
+    half of all plays is in the first third; items that were never played are in the last. Padding's has no meaning.
+    """
+    order = plays.sort(descending=True, stable=True).indices
+    before = plays[order].cumsum(0) - plays[order]
+    thirds = torch.empty_like(plays)
+    thirds[order] = (3 * before // plays.sum().clamp(min=1)).clamp(max=2)
+    return thirds.masked_fill(plays == 0, 2)
 
 
 def moved(part: D, device: torch.device | str) -> D:

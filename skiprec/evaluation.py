@@ -3,16 +3,18 @@
 Whoever gives scores can be evaluated: the model and the baselines go through the same questions.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from skiprec.dataset import Dataset, HeldOut, held_out
-from skiprec.errors import TrainingDiverged
+from skiprec.dataset import Dataset, HeldOut, Sessions, Split, held_out
+from skiprec.errors import ConfigError, TrainingDiverged
 from skiprec.metrics import hit_rate, mrr, ndcg, target_rank
 from skiprec.model import SequenceEncoder
 from skiprec.randomness import counter_bits, derive_seed
@@ -24,18 +26,18 @@ from skiprec.touched_rows import has_kernels
 N_CANDIDATES = 1000
 HIT_RATE_AT = (1, 5, 10, 20)
 SESSIONS_AT_A_TIME = 256
+THIRDS = ("first", "second", "last")
+"""Items that carry the first, second and last third of training plays, the most played ones first."""
 
 
 @runtime_checkable
 class Scorer(Protocol):
     """Says how likely items are to follow a session; higher is likelier."""
 
-    def candidate_scores(
-        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], candidates: Int[Tensor, "B C"]
-    ) -> Float[Tensor, "B C"]:
+    def candidate_scores(self, inputs: Sessions, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         """Scores of a few items for each session."""
 
-    def catalogue_scores(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B R"]:
+    def catalogue_scores(self, inputs: Sessions) -> Float[Tensor, "B R"]:
         """Scores of every item for each session, by item index; that of index 0 (padding) has no meaning."""
 
 
@@ -44,7 +46,7 @@ class CatalogueRanker(Protocol):
     """A scorer that knows ranks in the whole catalogue without the scores of it all."""
 
     def catalogue_ranks(
-        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], targets: Int[Tensor, " B"]
+        self, inputs: Sessions, targets: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Ranks of targets among all items, and among those not in the inputs, as `metrics.target_rank` gives them.
 
@@ -59,11 +61,9 @@ class ModelScorer:
         self.model = model
 
     @torch.no_grad()
-    def candidate_scores(
-        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], candidates: Int[Tensor, "B C"]
-    ) -> Float[Tensor, "B C"]:
+    def candidate_scores(self, inputs: Sessions, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         """Scores of a few items for each session."""
-        predicted, table = self.model.next_item(items, lengths), self.model.items.weight.detach()
+        predicted, table = self._predicted(inputs), self.model.items.weight.detach()
         if table.dtype != torch.float32 or not has_kernels(table.device):
             return torch.einsum("bd,bcd->bc", predicted, table[candidates])
         from skiprec.row_kernels import over_rows, score_rows
@@ -76,9 +76,12 @@ class ModelScorer:
         return scores
 
     @torch.no_grad()
-    def catalogue_scores(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B R"]:
+    def catalogue_scores(self, inputs: Sessions) -> Float[Tensor, "B R"]:
         """Scores of every item for each session."""
-        return self.model.next_item(items, lengths) @ self.model.items.weight[: self.model.n_items + 1].T
+        return self._predicted(inputs) @ self.model.items.weight[: self.model.n_items + 1].T
+
+    def _predicted(self, inputs: Sessions) -> Float[Tensor, "B D"]:
+        return self.model.next_item(inputs.items, inputs.lengths)
 
 
 def draw_candidates(dataset: Dataset, split: str, n_candidates: int = N_CANDIDATES) -> Int[Tensor, "S {n_candidates}"]:
@@ -145,13 +148,25 @@ class Evaluator:
         split: "val" or "test".
         device: Where scorers run.
         n_candidates: Sampled ones a target.
+        only_targets: "all", or "heard": targets that were skipped are not asked about.
     """
 
     def __init__(
-        self, dataset: Dataset, split: str, device: torch.device | str = "cpu", *, n_candidates: int = N_CANDIDATES
+        self,
+        dataset: Dataset,
+        split: Split,
+        device: torch.device | str = "cpu",
+        *,
+        n_candidates: int = N_CANDIDATES,
+        only_targets: str = "all",
     ) -> None:
         self.split = split
         self.questions: HeldOut = held_out(dataset, split).to(device)
+        self.context_names = dataset.context_names
+        skipped = self.questions.target_skipped
+        self.is_asked = ~skipped if only_targets == "heard" else torch.ones_like(skipped)
+        if not self.is_asked.any():
+            raise ConfigError(f"{dataset.path}: no {split} target was heard, so only_targets 'heard' leaves none")
         candidates = draw_candidates(dataset, split, n_candidates).to(device)
         self.is_candidate = candidates != PADDING
         # Column 0 is the target: it is scored with the others.
@@ -163,13 +178,9 @@ class Evaluator:
         Raises:
             TrainingDiverged: If a score is NaN.
         """
-        ranks, losses = [], []
-        for rows in self._blocks():
-            scores = scorer.candidate_scores(*self._inputs(rows), self.asked[rows].long())
-            scores[:, 1:].masked_fill_(~self.is_candidate[rows], -torch.inf)
-            ranks.append(self._rank(scores[:, 0], scores[:, 1:]))
-            losses.append((scores.logsumexp(1) - scores[:, 0]).double())
-        return self._metrics(torch.cat(ranks)) | {f"{self.split}/nll": torch.cat(losses).mean().item()}
+        ranks, losses = self._sampled(scorer)
+        nll = losses[self.is_asked].mean().item()
+        return self.metrics({"sampled": ranks}, self.groups()) | {f"{self.split}/nll": nll}
 
     def full(self, scorer: Scorer) -> dict[str, float]:
         """Metrics of each target against the whole catalogue: `full_`, and `full_new_` for new targets among new items.
@@ -177,30 +188,80 @@ class Evaluator:
         Raises:
             TrainingDiverged: If a score is NaN.
         """
+        return self.metrics(self._full(scorer), self.groups())
+
+    def ranks(self, scorer: Scorer) -> dict[str, Float[Tensor, " S"]]:
+        """The rank of every target that is asked about, by the name of the measure; NaN where a measure does not ask.
+
+        Raises:
+            TrainingDiverged: If a score is NaN.
+        """
+        ranks = {"sampled": self._sampled(scorer)[0]} | self._full(scorer)
+        return {measure: rank.masked_fill(~self.is_asked, torch.nan) for measure, rank in ranks.items()}
+
+    def metrics(self, ranks: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics by measure and group, by their names in the tracker.
+
+        Args:
+            ranks: As `ranks` gives them.
+            groups: Masks of sessions, by what their metrics' names start with.
+        """
+        found: dict[str, float] = {}
+        for measure, rank in ranks.items():
+            prefix = "" if measure == "sampled" else f"{measure}_"
+            members = {name: mask & ~rank.isnan() for name, mask in groups.items()}
+            found |= metrics_by_group(rank, members, f"{self.split}/", prefix)
+        return found
+
+    def groups(self) -> dict[str, Bool[Tensor, " S"]]:
+        """All sessions that are asked about, and those of heard, skipped, repeated and new targets."""
+        skipped, repeated = self.questions.target_skipped, self.questions.target_repeated
+        groups = {"": torch.ones_like(skipped), "heard/": ~skipped, "skipped/": skipped}
+        groups |= {"repeat/": repeated, "new/": ~repeated}
+        return {name: mask & self.is_asked for name, mask in groups.items()}
+
+    def finer_groups(self) -> dict[str, Bool[Tensor, " S"]]:
+        """The sessions by context type, popularity and length: for once a run, not once an epoch."""
+        asked = self.questions
+        groups = {f"popularity/{name}/": asked.target_third == i for i, name in enumerate(THIRDS)}
+        groups |= {f"length/{n}/": asked.session_lengths == n for n in asked.session_lengths.unique().tolist()}
+        for i, name in enumerate(metric_names(self.context_names)):
+            groups[f"context/{name}/"] = asked.target_context == i
+        return {name: mask & self.is_asked for name, mask in groups.items()}
+
+    def _sampled(self, scorer: Scorer) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
+        """Ranks, and losses in nats."""
+        ranks, losses = [], []
+        for rows in self._blocks():
+            scores = scorer.candidate_scores(self.questions.inputs.of(rows), self.asked[rows].long())
+            scores[:, 1:].masked_fill_(~self.is_candidate[rows], -torch.inf)
+            ranks.append(self._rank(scores[:, 0], scores[:, 1:]))
+            losses.append((scores.logsumexp(1) - scores[:, 0]).double())
+        return torch.cat(ranks), torch.cat(losses)
+
+    def _full(self, scorer: Scorer) -> dict[str, Float[Tensor, " S"]]:
+        """Ranks in the whole catalogue, and of new targets (else NaN) among what is not in the inputs."""
         ranks, new_ranks = [], []
         for rows in self._blocks():
+            inputs = self.questions.inputs.of(rows)
             if isinstance(scorer, CatalogueRanker):
-                among_all, among_new = scorer.catalogue_ranks(*self._inputs(rows), self.questions.targets[rows])
+                among_all, among_new = scorer.catalogue_ranks(inputs, self.questions.targets[rows])
                 ranks.append(among_all)
                 new_ranks.append(among_new)
                 continue
-            scores = scorer.catalogue_scores(*self._inputs(rows))
+            scores = scorer.catalogue_scores(inputs)
             targets = self.questions.targets[rows, None]
             target_scores = scores.gather(1, targets).squeeze(1)
             scores = scores.scatter(1, targets, -torch.inf)  # a target is no candidate of its own
             scores[:, PADDING] = -torch.inf
             ranks.append(self._rank(target_scores, scores))
-            scores = scores.scatter(1, self.questions.inputs.items[rows], -torch.inf)
+            scores = scores.scatter(1, inputs.items, -torch.inf)
             new_ranks.append(self._rank(target_scores, scores))
-        is_new = ~self.questions.target_repeated
-        full = self._metrics(torch.cat(ranks), "full_")
-        return full | self._metrics(torch.cat(new_ranks), "full_new_", is_new)
+        new = torch.cat(new_ranks).masked_fill(self.questions.target_repeated, torch.nan)
+        return {"full": torch.cat(ranks), "full_new": new}
 
     def _blocks(self) -> Iterator[slice]:
         return slices(len(self.questions.targets), SESSIONS_AT_A_TIME)
-
-    def _inputs(self, rows: slice) -> tuple[Tensor, Tensor]:
-        return self.questions.inputs.items[rows], self.questions.inputs.lengths[rows]
 
     def _rank(self, target_scores: Tensor, candidate_scores: Tensor) -> Tensor:
         try:
@@ -208,29 +269,44 @@ class Evaluator:
         except ValueError as error:
             raise TrainingDiverged(f"{self.split} evaluation: {error}") from error
 
-    def _metrics(self, ranks: Tensor, prefix: str = "", among: Tensor | None = None) -> dict[str, float]:
-        """Means over the targets among which they are asked for, of all and by group, with the groups' counts."""
-        among = torch.ones_like(self.questions.target_skipped) if among is None else among
-        groups = {
-            "": among,
-            "heard/": among & ~self.questions.target_skipped,
-            "skipped/": among & self.questions.target_skipped,
-        }
-        if prefix != "full_new_":  # which has new targets alone
-            groups |= {
-                "repeat/": among & self.questions.target_repeated,
-                "new/": among & ~self.questions.target_repeated,
-            }
-        metrics = {}
-        for group, members in groups.items():
-            metrics[f"{self.split}/{group}{prefix}count"] = float(members.sum())
-            if members.any():
-                for name, value in rank_metrics(ranks[members]).items():
-                    metrics[f"{self.split}/{group}{prefix}{name}"] = value
-        heard, skipped = (metrics.get(f"{self.split}/{g}/{prefix}hr_at_10") for g in ("heard", "skipped"))
-        if heard is not None and skipped is not None:
-            metrics[f"{self.split}/{prefix}skip_gap"] = heard - skipped
-        return metrics
+
+def metrics_by_group(
+    ranks: Float[Tensor, " S"], groups: Mapping[str, Bool[Tensor, " S"]], split: str, prefix: str = ""
+) -> dict[str, float]:
+    """Means of every metric over each group, with the groups' counts, and the skip gap where there are both its groups.
+
+    Args:
+        ranks: Of the targets.
+        groups: Masks by name, each with a slash at its end, but for "", which is all.
+        split: What names start with.
+        prefix: Of the measure: "", "full_" or "full_new_".
+    """
+    metrics = {}
+    for group, members in groups.items():
+        if prefix == "full_new_" and group in ("repeat/", "new/"):  # it has new targets alone
+            continue
+        metrics[f"{split}{group}{prefix}count"] = float(members.sum())
+        if members.any():
+            for name, value in rank_metrics(ranks[members]).items():
+                metrics[f"{split}{group}{prefix}{name}"] = value
+    heard, skipped = (metrics.get(f"{split}{g}/{prefix}hr_at_10") for g in ("heard", "skipped"))
+    if heard is not None and skipped is not None:
+        metrics[f"{split}{prefix}skip_gap"] = heard - skipped
+    return metrics
+
+
+def metric_names(names: Iterable[str]) -> list[str]:
+    """Names from data as parts of a metric's name, of which MLflow takes letters, digits, `_`, `-`, `.` and spaces.
+
+    What would fall together is told apart by a number.
+    """
+    seen: Counter[str] = Counter()
+    parts = []
+    for name in names:
+        part = re.sub(r"[^A-Za-z0-9_. -]", "_", name) or "_"
+        seen[part] += 1
+        parts.append(part if seen[part] == 1 else f"{part}_{seen[part]}")
+    return parts
 
 
 def slices(n: int, size: int) -> Iterator[slice]:

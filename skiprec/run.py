@@ -1,27 +1,33 @@
 """One training run and its folder: `skiprec train` and every trial of a study go through here.
 
 The folder holds config.toml, history.jsonl (an epoch a line, as it happens), best.safetensors, resume.safetensors,
-and, when the run is done, metrics.json (the chosen epoch) and run.json (digests, versions, device, seconds).
+and, when the run is done, metrics.json (the chosen epoch), ranks_val.parquet and run.json (digests, versions, device,
+seconds).
 """
 
 import dataclasses
 import functools
+import io
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from skiprec import __version__
 from skiprec.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from skiprec.config import flatten, from_flat, to_toml
-from skiprec.dataset import Dataset
+from skiprec.dataset import Dataset, Split
 from skiprec.errors import CheckpointError, ConfigError
 from skiprec.evaluation import Evaluator
 from skiprec.files import new_folder, write_file
@@ -46,7 +52,7 @@ class Run:
         folder: Made here, or holding this very run up to some epoch's end.
         device: From `device.settle`.
         tracker: Told of every epoch once, earlier ones of a resumed run first.
-        evaluator: Of the validation split, where several runs share one.
+        evaluators: By split, where several runs share them.
         show_progress: A tqdm bar, where the output is a terminal.
         should_stop: Asked before each step.
 
@@ -62,13 +68,15 @@ class Run:
         *,
         device: torch.device | str = "cpu",
         tracker: Tracker | None = None,
-        evaluator: Evaluator | None = None,
+        evaluators: Mapping[Split, Evaluator] | None = None,
         show_progress: bool = True,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.dataset = dataset
         self.config = config
         self.folder = folder
+        self.device = device
+        self.evaluators = dict(evaluators or {})
         self.tracker = tracker or NullTracker()
         self.history: list[EpochResult] = []
         self.save_seconds = 0.0
@@ -78,7 +86,7 @@ class Run:
             config,
             device=device,
             tracker=self.tracker,
-            evaluator=evaluator,
+            evaluator=self.evaluators.get("val"),
             show_progress=show_progress,
             should_stop=should_stop,
         )
@@ -113,22 +121,34 @@ class Run:
             self.save_seconds += time.perf_counter() - start
             yield result
 
-    def finish(self) -> dict[str, float]:
-        """Go back to the chosen epoch, measure it against the whole catalogue too, and write the run's record.
+    def finish(self, splits: Sequence[Split] = ("val",)) -> dict[str, float]:
+        """Go back to the chosen epoch, measure it in every way, and write the run's record.
+
+        Beside metrics by group each split gets `ranks_SPLIT.parquet`: the rank of every target by measure, and its
+        groups, a row a session in the dataset's order. Nothing in it names a session or an item.
+
+        Args:
+            splits: What is measured. "test" is for confirming runs, which choose nothing by it.
 
         Returns:
-            Every validation metric of the chosen epoch.
+            Every metric of the chosen epoch.
         """
         tensors, _ = load_checkpoint(self.folder / BEST, dataset_digest=self.dataset.digest)
         self.trainer.model.load_state_dict(tensors)
         chosen = next(r for r in self.history if r.epoch == self.trainer.best_epoch)
         start = time.perf_counter()
-        full = self.trainer.validate_full()
+        measured: dict[str, float] = {}
+        for split in splits:
+            evaluator = self._evaluator(split)
+            values, ranks = self.trainer.measure(evaluator)
+            measured |= values
+            write_file(self.folder / ranks_file(split), ranks_table(evaluator, ranks))
         full_eval_seconds = time.perf_counter() - start
         # Trackers show a metric's last value; lists of runs are to be sorted by the chosen epoch's.
         best = {"val/best_hr_at_10": chosen.metrics[SELECTED_BY]}
-        self.tracker.log_metrics(full | best, epoch=chosen.epoch)
-        metrics = chosen.metrics | full
+        new = {name: value for name, value in measured.items() if name not in chosen.metrics}
+        self.tracker.log_metrics(new | best, epoch=chosen.epoch)
+        metrics = chosen.metrics | new
         write_file(self.folder / METRICS, json.dumps({"epoch": chosen.epoch, **metrics}, indent=2) + "\n")
         record = self.about | {
             "weights": weights_digest(tensors),
@@ -145,9 +165,17 @@ class Run:
             "environment": environment(self.trainer.device),
         }
         write_file(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
-        for name in (CONFIG, BEST, METRICS, RECORD):
+        for name in (CONFIG, BEST, METRICS, RECORD, *map(ranks_file, splits)):
             self.tracker.log_artifact(self.folder / name)
         return metrics
+
+    def _evaluator(self, split: Split) -> Evaluator:
+        if split == "val":
+            return self.trainer.evaluator
+        if split not in self.evaluators:
+            targets = self.config.only_targets
+            self.evaluators[split] = Evaluator(self.dataset, split, self.device, only_targets=targets)
+        return self.evaluators[split]
 
     def _write_start(self, folder: Path) -> None:
         write_file(folder / CONFIG, to_toml(self.config))
@@ -164,6 +192,27 @@ class Run:
             )
         self.history = read_history(self.folder / HISTORY, about["epoch"])
         self.trainer.restore(tensors, about)
+
+
+def ranks_file(split: Split) -> str:
+    """The name of a split's ranks in a run's folder, and among its artifacts."""
+    return f"ranks_{split}.parquet"
+
+
+def ranks_table(evaluator: Evaluator, ranks: Mapping[str, Tensor]) -> bytes:
+    """Ranks and groups of every target as a parquet file: float32 is exact for them, halves included, to 8 million."""
+    asked, names = evaluator.questions, pa.array(evaluator.context_names, pa.string())
+    columns = {measure: pa.array(rank.cpu().numpy().astype(np.float32)) for measure, rank in ranks.items()}
+    columns |= {
+        "skipped": pa.array(asked.target_skipped.cpu().numpy()),
+        "repeated": pa.array(asked.target_repeated.cpu().numpy()),
+        "context": pa.DictionaryArray.from_arrays(asked.target_context.cpu().numpy().astype(np.int32), names),
+        "popularity": pa.array(asked.target_third.cpu().numpy().astype(np.int8)),
+        "length": pa.array(asked.session_lengths.cpu().numpy().astype(np.int32)),
+    }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
 
 
 def read_history(path: Path, n_epochs: int) -> list[EpochResult]:

@@ -127,7 +127,7 @@ class Trainer:
         self.show_progress = show_progress
         self.should_stop = should_stop
         self.sessions = training_prefix(dataset).to(self.device)
-        self.evaluator = evaluator or Evaluator(dataset, "val", self.device)
+        self.evaluator = evaluator or Evaluator(dataset, "val", self.device, only_targets=config.only_targets)
         # Initialisation and dropout alone draw from torch's global state. On the CPU first: the same on every device.
         torch.manual_seed(derive_seed(config.seed, "weights"))
         self.model = SequenceEncoder(config.model, dataset.n_items, dataset.max_length).to(self.device)
@@ -242,11 +242,15 @@ class Trainer:
         return self.evaluator.sampled(ModelScorer(self.model))
 
     @torch.no_grad()
-    def validate_full(self) -> dict[str, float]:
-        """Metrics against the whole catalogue, of the model as it is."""
+    def measure(self, evaluator: Evaluator) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """The model as it is, by every measure and group; and the rank of every target, by measure."""
         self.flush()
         self.model.eval()
-        return self.evaluator.full(ModelScorer(self.model))
+        ranks = evaluator.ranks(ModelScorer(self.model))
+        finer = evaluator.metrics(ranks, evaluator.finer_groups())
+        # Of the many finer groups the ranks tell everything; trackers get the one metric that is looked at.
+        shown = {name: value for name, value in finer.items() if name.endswith(("hr_at_10", "count"))}
+        return evaluator.metrics(ranks, evaluator.groups()) | shown, ranks
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the next epoch depends on: tensors by name (in use: a step changes them), and values."""

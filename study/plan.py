@@ -88,11 +88,10 @@ def timer(
 def seconds_an_epoch(config: TrainConfig, dataset: Dataset, device: torch.device) -> float:
     """Seconds of an epoch and its validation, by a few batches of the sessions with the whole catalogue."""
     n = min(dataset.n_sessions, BATCHES_TIMED * config.batch_size)
-    part = dataclasses.replace(
-        dataset, items=dataset.items[:n], skip_levels=dataset.skip_levels[:n], lengths=dataset.lengths[:n]
-    )
     brief = dataclasses.replace(config, max_epochs=2, patience=1, session_share=1.0)
-    *_, last = Trainer(part, brief, device=device, show_progress=False).epochs()  # the first one compiles its loops
+    *_, last = Trainer(
+        dataset.first(n), brief, device=device, show_progress=False
+    ).epochs()  # the first one compiles its loops
     return (last.train_seconds * config.session_share + last.eval_seconds) * dataset.n_sessions / n
 
 

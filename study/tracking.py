@@ -17,8 +17,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset as TrackedDataset
 from mlflow.entities import DatasetInput, Metric, Param, RunStatus, ViewType
 
-from skiprec.dataset import Dataset
+from skiprec.dataset import Dataset, Split
 from skiprec.files import writing_to
+from skiprec.run import ranks_file
 from study.storage import Places, new_database
 
 for noisy in ("mlflow", "alembic"):
@@ -67,6 +68,7 @@ def open_experiment(client: MlflowClient, where: Places, name: str, study: str) 
         local = where.tracking_uri.startswith("sqlite:")
         place = (where.artifacts / name).as_uri() if local else None
         experiment_id = client.create_experiment(name, artifact_location=place)
+        save_view(client, experiment_id)
     else:
         experiment_id = experiment.experiment_id
     parents = client.search_runs(
@@ -76,6 +78,30 @@ def open_experiment(client: MlflowClient, where: Places, name: str, study: str) 
         return experiment_id, parents[0].info.run_id
     run = client.create_run(experiment_id, run_name=study, tags={"study": study, "role": "study"})
     return experiment_id, run.info.run_id
+
+
+VIEW = "skiprec"
+"""The key of the view below, in the UI's addresses."""
+VIEW_COLUMNS = {
+    "tags": ("arm", "seed", "attempt"),
+    "params": ("architecture", "context", "alpha", "beta", "learning_rate", "negative_scope"),
+    "metrics": ("val/best_hr_at_10", "val/full_hr_at_10", "test/hr_at_10", "test/full_hr_at_10"),
+}
+
+
+def save_view(client: MlflowClient, experiment_id: str) -> None:
+    """Have the UI show a study's trials, the best first, with the columns that compare them.
+
+    As the UI's own "share" button keeps a view: a tag of the experiment. Without it trials hide under their parent's +,
+    and columns are to be picked by hand.
+    """
+    view = {
+        "selectedColumns": [f"{kind}.`{name}`" for kind, names in VIEW_COLUMNS.items() for name in names],
+        "searchFilter": 'tags.role = "trial"',
+        "orderByKey": "metrics.`val/best_hr_at_10`",
+        "orderByAsc": False,
+    }
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
 
 
 def quoted(text: str) -> str:
@@ -168,14 +194,14 @@ class MLflowTracker:
         end_run(self.client, self.run_id, status)
 
 
-def read_ranks(client: MlflowClient, run_id: str, split: str) -> pd.DataFrame:
+def read_ranks(client: MlflowClient, run_id: str, split: Split) -> pd.DataFrame:
     """The rank of every target of a split, and the groups it belongs to: a row a session (see `Run.finish`).
 
     Raises:
         MlflowException: If the run has none, or the tracker does not give them.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return pd.read_parquet(client.download_artifacts(run_id, f"ranks_{split}.parquet", folder))
+        return pd.read_parquet(client.download_artifacts(run_id, ranks_file(split), folder))
 
 
 def log_report(client: MlflowClient, parent: str, folder: Path, note: str) -> None:

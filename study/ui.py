@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -73,20 +72,14 @@ def wait_until_ready(server: subprocess.Popen, address: str, where: Places) -> N
 
 
 def study_pages(address: str) -> list[tuple[str, str]]:
-    """Each study's name and the page that lists its trials, the best first.
-
-    Sorted by time, the UI would hide them under their parent's +.
-    """
+    """Each study's name and the page that lists its trials, the best first: see `tracking.save_view`."""
     from mlflow import MlflowClient
 
-    page = urllib.parse.urlencode(
-        {
-            "searchFilter": 'tags.role = "trial"',
-            "orderByKey": "metrics.`val/best_hr_at_10`",
-            "orderByAsc": "false",
-        }
-    )
+    from study.tracking import VIEW
+
     experiments = MlflowClient(tracking_uri=address).search_experiments()
     return [
-        (e.name, f"{address}/#/experiments/{e.experiment_id}/runs?{page}") for e in experiments if e.name != "Default"
+        (e.name, f"{address}/#/experiments/{e.experiment_id}/runs?viewStateShareKey={VIEW}")
+        for e in experiments
+        if e.name != "Default"
     ]

@@ -31,7 +31,13 @@ def dataset(tmp_path_factory) -> Dataset:
 
 
 def dataset_of(
-    sessions: list[list[int]], skip_levels: list[list[int]] | None = None, *, n_items: int, digest: str = "by hand"
+    sessions: list[list[int]],
+    skip_levels: list[list[int]] | None = None,
+    *,
+    n_items: int,
+    digest: str = "by hand",
+    contexts: list[tuple[int, int]] | None = None,
+    context_names: tuple[str, ...] = ("radio",),
 ) -> Dataset:
     """A dataset of these whole sessions, held-out items included, without files."""
     max_length = max(map(len, sessions))
@@ -59,6 +65,8 @@ def dataset_of(
         skip_levels=padded(skip_levels, torch.int8),
         lengths=torch.tensor([len(session) for session in sessions]),
         plays=plays,
+        held_out_contexts=torch.tensor(contexts or [(0, 0)] * len(sessions)),
+        context_names=context_names,
     )
 
 

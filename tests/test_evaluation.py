@@ -11,8 +11,9 @@ import torch
 from conftest import dataset_of, small_config
 
 import skiprec.evaluation
-from skiprec.errors import TrainingDiverged
-from skiprec.evaluation import Evaluator, ModelScorer, draw_candidates, rank_metrics, rejected_candidates
+from skiprec.dataset import popularity_thirds
+from skiprec.errors import ConfigError, TrainingDiverged
+from skiprec.evaluation import Evaluator, ModelScorer, draw_candidates, metric_names, rank_metrics, rejected_candidates
 from skiprec.evaluation import shuffled_candidates as shuffled
 from skiprec.model import SequenceEncoder
 
@@ -27,10 +28,11 @@ class TableScorer:
         self.table = torch.randint(-6, 6, (n_items + 1, n_items + 1), generator=g).float()
         self.seen = []
 
-    def candidate_scores(self, items, lengths, candidates):
-        return self.catalogue_scores(items, lengths).gather(1, candidates)
+    def candidate_scores(self, inputs, candidates):
+        return self.catalogue_scores(inputs).gather(1, candidates)
 
-    def catalogue_scores(self, items, lengths):
+    def catalogue_scores(self, inputs):
+        items, lengths = inputs.items, inputs.lengths
         self.seen += [row[:n].tolist() for row, n in zip(items, lengths.tolist(), strict=True)]
         return self.table[items.gather(1, lengths[:, None] - 1).squeeze(1)]
 
@@ -200,16 +202,15 @@ def test_the_model_scores_by_inner_product_with_its_prediction(dataset):
     model = SequenceEncoder(
         small_config(architecture="bidirectional").model, dataset.n_items, dataset.max_length
     ).eval()
-    inputs = Evaluator(dataset, "val").questions.inputs
-    items, lengths = inputs.items[:3], inputs.lengths[:3]
+    inputs = Evaluator(dataset, "val").questions.inputs.of(slice(0, 3))
     candidates = torch.tensor([[1, 2], [5, 5], [9, dataset.n_items]])
     with torch.no_grad():
-        predicted = model.next_item(items, lengths)
+        predicted = model.next_item(inputs.items, inputs.lengths)
         expected = [
             [float(p @ model.items.weight[c]) for c in row] for p, row in zip(predicted, candidates, strict=True)
         ]
-        few = ModelScorer(model).candidate_scores(items, lengths, candidates)
-        every = ModelScorer(model).catalogue_scores(items, lengths)
+        few = ModelScorer(model).candidate_scores(inputs, candidates)
+        every = ModelScorer(model).catalogue_scores(inputs)
     assert few.tolist() == [pytest.approx(row, abs=1e-6) for row in expected]
     assert every.shape == (3, dataset.n_items + 1)  # [MSK] is no item
     assert torch.allclose(every.gather(1, candidates), few, atol=1e-6)
@@ -309,3 +310,81 @@ def test_where_there_are_fewer_candidates_all_are_taken_then_padding(n):
         assert row[: len(kept)] == kept  # padding comes last
         assert set(kept) <= set(free)
         assert len(set(kept)) == len(kept)
+
+
+def test_ranks_are_those_of_the_slow_loop_and_nan_where_a_measure_does_not_ask(some):
+    """Session by session, by the three measures."""
+    evaluator = Evaluator(some, "test", n_candidates=7)
+    scorer = TableScorer(N_ITEMS)
+    ranks = evaluator.ranks(scorer)
+    assert list(ranks) == ["sampled", "full", "full_new"]
+    for i, (session, row) in enumerate(zip(whole_sessions(some), draw_candidates(some, "test", 7), strict=True)):
+        scores = scorer.table[session[-2]].tolist()
+        slow = slow_reference.evaluate_session(scores, session[:-1], session[-1], row.tolist())
+        assert {name: None if rank[i].isnan() else rank[i].item() for name, rank in ranks.items()} == slow
+
+
+def test_with_heard_targets_alone_skipped_ones_are_in_no_metric(some):
+    """The same numbers as the heard group's, whatever the measure."""
+    every, heard = Evaluator(some, "val"), Evaluator(some, "val", only_targets="heard")
+    scorer = TableScorer(N_ITEMS)
+    whole, part = every.sampled(scorer) | every.full(scorer), heard.sampled(scorer) | heard.full(scorer)
+    for name in ("hr_at_10", "mrr", "full_hr_at_10", "full_new_mrr", "count", "full_new_count"):
+        assert part[f"val/{name}"] == whole[f"val/heard/{name}"]
+    assert part["val/skipped/count"] == 0
+    assert "val/skip_gap" not in part
+    assert part["val/nll"] != whole["val/nll"]
+    assert bool(heard.ranks(scorer)["sampled"][every.questions.target_skipped].isnan().all())
+
+
+def test_nothing_is_left_to_ask_where_no_target_was_heard():
+    """Which is said at once, by the data's name."""
+    skipped = dataset_of([[1, 2, 3, 4]], [[0, 0, 3, 3]], n_items=6)
+    with pytest.raises(ConfigError, match=r"^by hand: no val target was heard, so only_targets 'heard' leaves none$"):
+        Evaluator(skipped, "val", only_targets="heard")
+
+
+def test_finer_groups_are_those_of_a_loop(some):
+    """Context, popularity third and length of each target, against a count by hand of what each session says."""
+    rng = np.random.default_rng(5)
+    contexts = [tuple(rng.integers(0, 3, size=2).tolist()) for _ in range(some.n_sessions)]
+    named = dataclasses.replace(
+        some, held_out_contexts=torch.tensor(contexts), context_names=("radio", "<b>", "an editor's \n list")
+    )
+    thirds = popularity_thirds(some.plays).tolist()
+    names = {"radio": "radio", "<b>": "_b_", "an editor's \n list": "an editor_s _ list"}
+    evaluator = Evaluator(named, "test")
+    scorer = TableScorer(N_ITEMS)
+    ranks = evaluator.ranks(scorer)
+    expected: dict[str, list[float]] = {}
+    for i, session in enumerate(whole_sessions(some)):
+        context = names[named.context_names[contexts[i][1]]]
+        third = ("first", "second", "last")[thirds[session[-1]]]
+        for group in (f"context/{context}", f"popularity/{third}", f"length/{len(session)}"):
+            expected.setdefault(group, []).append(ranks["full"][i].item())
+    metrics = evaluator.metrics({"full": ranks["full"]}, evaluator.finer_groups())
+    for group, members in expected.items():
+        assert metrics[f"test/{group}/full_count"] == len(members)
+        assert metrics[f"test/{group}/full_hr_at_10"] == pytest.approx(np.mean([rank <= 10 for rank in members]))
+    assert sum(name.endswith("count") and value > 0 for name, value in metrics.items()) == len(expected)
+
+
+def test_names_from_data_become_parts_of_metric_names_and_stay_apart():
+    """MLflow refuses most signs."""
+    assert metric_names(["radio", "a<b", "a>b", "", "a/b"]) == ["radio", "a_b", "a_b_2", "_", "a_b_3"]
+
+
+@pytest.mark.parametrize(
+    ("plays", "thirds"),
+    [
+        # 9 plays: 4 from play 0 on; 2 from 4; 1s from 6, 7, 8. A third is 3.
+        ([0, 1, 4, 1, 2, 1], [2, 2, 0, 2, 1, 2]),
+        # 6 plays: starts 0, 1, 2, 3, 4, 5, in the order of the index.
+        ([0, 1, 1, 1, 1, 1, 1], [2, 0, 0, 1, 1, 2, 2]),
+        # One item holds all; what was never played is in the last third.
+        ([0, 5, 0], [2, 0, 2]),
+    ],
+)
+def test_thirds_of_plays_by_hand(plays, thirds):
+    """An item belongs to the third that its first play falls into."""
+    assert popularity_thirds(torch.tensor(plays)).tolist() == thirds

@@ -4,11 +4,14 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import dataset_of, small_config
-from test_trainer import Scripted
 
+import skiprec.evaluation
 from skiprec.checkpoint import load_checkpoint, weights_digest
 from skiprec.config import flatten, resolve
 from skiprec.errors import CheckpointError, ConfigError, TrainingStopped
@@ -82,7 +85,9 @@ def assert_same(folder, whole) -> None:
 
 
 def test_the_folder_holds_the_run(dataset, whole):
-    assert sorted(path.name for path in whole.iterdir()) == sorted([CONFIG, HISTORY, BEST, RESUME, METRICS, RECORD])
+    assert sorted(path.name for path in whole.iterdir()) == sorted(
+        [CONFIG, HISTORY, BEST, RESUME, METRICS, RECORD, "ranks_val.parquet"]
+    )
     assert resolve(None, whole / CONFIG, []) == CONFIGURED
     assert [epoch for epoch, _, _ in history(whole)] == [1, 2, 3, 4]
     values = {epoch: metrics[SELECTED_BY] for epoch, metrics, _ in history(whole)}
@@ -193,12 +198,12 @@ def test_a_history_that_lacks_epochs_of_the_resume_point_is_refused_by_name(data
 
 
 def test_best_is_the_best_epochs_weights_and_not_the_lasts(dataset, tmp_path):
-    class Falling(Scripted):
-        def full(self, scorer):
-            return {"val/full_hr_at_10": 0.5}
+    class Falling(Evaluator):
+        def sampled(self, scorer):
+            return {SELECTED_BY: next(values)}
 
-    folder = tmp_path / "run"
-    run = make(dataset, folder, evaluator=Falling(0.2, 0.5, 0.4, 0.3))
+    folder, values = tmp_path / "run", iter([0.2, 0.5, 0.4, 0.3])
+    run = make(dataset, folder, evaluators={"val": Falling(dataset, "val")})
     ends = [weights_digest(run.trainer.model.state_dict()) for _ in run.epochs()]
     assert len(set(ends)) == 4
     metrics = run.finish()
@@ -219,7 +224,7 @@ def test_the_tracker_is_told_each_epoch_once(dataset, whole, tmp_path):
     assert chosen == run.trainer.best_epoch
     assert full.keys() >= {"val/full_hr_at_10", "val/full_new_hr_at_10"}
     assert not full.keys() & tracker.told[1][1].keys()  # so that no metric is told twice
-    assert tracker.told[6:] == [("artifact", name) for name in (CONFIG, BEST, METRICS, RECORD)]
+    assert tracker.told[6:] == [("artifact", name) for name in (CONFIG, BEST, METRICS, RECORD, "ranks_val.parquet")]
 
 
 def test_the_tracker_of_a_resumed_run_is_told_the_earlier_epochs_first(dataset, whole, tmp_path):
@@ -254,3 +259,43 @@ def test_a_folder_without_a_finished_run_says_so(tmp_path):
     with pytest.raises(ConfigError) as caught:
         read_record(tmp_path)
     assert str(caught.value) == f"{tmp_path}: no readable run.json, expected the folder of a finished `skiprec train`"
+
+
+def test_ranks_and_groups_of_every_target_are_kept_by_session(dataset, whole):
+    """As the evaluator says them, in the dataset's order; validation alone, unless test is asked for."""
+    assert not (whole / "ranks_test.parquet").exists()
+    model, _ = load_model(whole, dataset)
+    evaluator = Evaluator(dataset, "val")
+    with torch.no_grad():
+        ranks = evaluator.ranks(ModelScorer(model))
+    table = pd.read_parquet(whole / "ranks_val.parquet")
+    for measure, rank in ranks.items():
+        assert np.array_equal(table[measure].to_numpy(), rank.numpy().astype(np.float32), equal_nan=True)
+    rows = pq.read_table(dataset.path / "sessions.parquet")
+    assert table["context"].tolist() == [contexts[-2] for contexts in rows["contexts"].to_pylist()]
+    assert table["length"].tolist() == [len(items) for items in rows["items"].to_pylist()]
+    assert table["skipped"].tolist() == [levels[-2] >= 2 for levels in rows["skip_levels"].to_pylist()]
+    assert table["repeated"].tolist() == [items[-2] in items[:-2] for items in rows["items"].to_pylist()]
+    assert table.columns.tolist() == [*ranks, "skipped", "repeated", "context", "popularity", "length"]
+
+
+def test_a_run_is_measured_on_test_when_that_is_asked_for_and_not_before(dataset, tmp_path, monkeypatch):
+    """At the chosen epoch, with the tracker told; validation is what it was."""
+    asked = []
+    real = skiprec.evaluation.held_out
+    monkeypatch.setattr(skiprec.evaluation, "held_out", lambda d, split: asked.append(split) or real(d, split))
+    tracker = Listing()
+    run = make(dataset, tmp_path / "run", tracker=tracker)
+    for _ in run.epochs():
+        assert asked == ["val"]
+    metrics = run.finish(("val", "test"))
+    assert asked == ["val", "test"]
+    model, _ = load_model(tmp_path / "run", dataset)
+    with torch.no_grad():
+        ranks = Evaluator(dataset, "test").ranks(ModelScorer(model))
+    assert metrics["test/hr_at_10"] == (ranks["sampled"] <= 10).double().mean().item()
+    assert json.loads((tmp_path / "run" / METRICS).read_text())["test/hr_at_10"] == metrics["test/hr_at_10"]
+    assert pd.read_parquet(tmp_path / "run" / "ranks_test.parquet")["sampled"].tolist() == ranks["sampled"].tolist()
+    told = dict(tracker.told)  # of each epoch what was said last
+    assert told[run.trainer.best_epoch]["test/hr_at_10"] == metrics["test/hr_at_10"]
+    assert ("artifact", "ranks_test.parquet") in tracker.told

@@ -1,6 +1,7 @@
 """Recipes: what is refused, and what a point in one becomes."""
 
 import dataclasses
+from importlib.resources import files
 
 import optuna
 import pytest
@@ -8,7 +9,18 @@ import pytest
 from skiprec.config import flatten
 from skiprec.errors import ConfigError
 from study.cells import SEED_STEP, plan
-from study.space import Recipe, choices, configuration, differences, experiment, grid, load_recipe, suggest
+from study.space import (
+    Recipe,
+    budget,
+    choices,
+    claims_of,
+    configuration,
+    differences,
+    experiment,
+    grid,
+    load_recipe,
+    suggest,
+)
 
 SMALL = """
 name = "small"
@@ -47,7 +59,7 @@ def refused(tmp_path, text):
         (("alpha = 0.0", "seed = 3"), "arm 'S-': seed is set by `seeds` at the top of the recipe, not in an arm"),
         (("alpha = 0.0", 'alpha = "none"'), "arm 'S-': alpha is 'none', expected a number"),
         (("[0.25, 0.5]", "[0.25, -0.5]"), "arm 'S+': alpha is -0.5, expected 0 or more"),
-        (("alpha = 0.0", 'negative_scope = "past"'), "arm 'S-': negative_scope is 'past', expected 'session' or "),
+        (("alpha = 0.0", 'negative_scope = "future"'), "arm 'S-': negative_scope is 'future', expected 'session' or "),
     ],
 )
 def test_what_a_recipe_cannot_say_is_refused_by_name(tmp_path, change, message):
@@ -73,7 +85,7 @@ def test_a_range_the_wrong_way_round_is_refused(tmp_path, domain, message):
 def test_a_recipe_that_does_not_exist_is_refused_with_the_ones_that_do():
     """A name without .toml is one of those that come with the program."""
     with pytest.raises(
-        ConfigError, match="recipe 'dmeo': unknown, expected one of demo, paper, search, or a TOML file"
+        ConfigError, match=r"recipe 'dmeo': unknown, expected one of controls, data_size, demo, .*, or a TOML file"
     ):
         load_recipe("dmeo")
     with pytest.raises(ConfigError, match=r"nowhere.toml: cannot be read"):
@@ -160,7 +172,7 @@ def test_a_searched_range_is_proposed_within_its_ends():
 def test_arms_may_list_different_choices_where_all_are_tried():
     """Optuna knows a name by one domain: the union."""
     arms = {"a": {"learning_rate": [0.1]}, "b": {"learning_rate": [0.2, 0.1]}}
-    recipe = Recipe(name="r", sampler="exhaustive", arms=arms)
+    recipe = Recipe(name="r", sampler="exhaustive", arms=arms, unequal=True)
     assert choices(recipe, "learning_rate") == [0.1, 0.2]
     with pytest.raises(ConfigError, match="a searched list must be the same in every arm"):
         Recipe(name="r", sampler="tpe", cells_per_arm=2, arms=arms)
@@ -195,7 +207,9 @@ def test_settings_without_effect_do_not_make_another_experiment():
 def test_derived_seeds_do_not_meet_the_recipes_own():
     """With seeds 1 and 1001 the two ratios that are alike still get four seeds."""
     arms = {"a": {"alpha": [0.25, 0.5], "beta": 0.5}, "b": {"alpha": [0.5], "beta": 1.0}}
-    cells = plan(Recipe(name="r", sampler="exhaustive", seeds=[1, 1 + SEED_STEP], arms=arms), "0" * 64, threads=1)
+    cells = plan(
+        Recipe(name="r", sampler="exhaustive", seeds=[1, 1 + SEED_STEP], arms=arms, unequal=True), "0" * 64, threads=1
+    )
     same = [c.seed for c in cells if c.arm == "b" or c.params["alpha"] == 0.25]
     assert len(set(same)) == len(same) == 4
     assert len({c.id for c in cells}) == 6
@@ -212,3 +226,58 @@ def test_what_differs_between_two_recipes_is_said_key_by_key():
     ]
     assert differences(now, was)[-1] == "arms.S+ was {}, now absent"
     assert differences(now, now) == []
+
+
+EQUAL = SMALL.replace("unequal = true\n", "").replace("[0.25, 0.5]", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "other"),
+    [
+        (("alpha = 0.5", "alpha = [0.25, 0.5]"), "2 cells of 48 epochs", "4 cells of 96 epochs"),
+        (("alpha = 0.5", "alpha = 0.5\nmax_epochs = 25"), "2 cells of 48 epochs", "2 cells of 50 epochs"),
+        (("alpha = 0.5", "alpha = 0.5\npatience = 6"), "patience 5", "patience 6"),
+        (("alpha = 0.5", 'alpha = 0.5\nonly_targets = "heard"'), "all targets", "heard targets"),
+    ],
+)
+def test_arms_of_unequal_chances_are_refused_unless_the_recipe_says_so(tmp_path, change, first, other):
+    """Cells, epochs, and how an epoch is chosen: what an arm has more of favours it."""
+    (tmp_path / "equal.toml").write_text(EQUAL)
+    load_recipe(str(tmp_path / "equal.toml"))
+    message = refused(tmp_path, EQUAL.replace(*change))
+    assert message.startswith("arm 'S-' may try ")
+    assert first in message.split("arm 'S+'")[0]
+    assert other in message.split("arm 'S+'")[1]
+    (tmp_path / "unequal.toml").write_text(EQUAL.replace(*change).replace("[settings]", "unequal = true\n[settings]"))
+    assert load_recipe(str(tmp_path / "unequal.toml")).unequal
+
+
+def test_a_search_gives_every_arm_the_same_number_of_points(tmp_path):
+    """So nothing but the epochs can be unequal."""
+    text = EQUAL.replace('"exhaustive"', '"random"\ncells_per_arm = 3').replace("alpha = 0.5", "alpha = [0.25, 0.5]")
+    (tmp_path / "search.toml").write_text(text)
+    recipe = load_recipe(str(tmp_path / "search.toml"))
+    assert {budget(recipe, arm).cells for arm in recipe.arms} == {3}
+    assert "3 cells of 72 epochs" in refused(tmp_path, text.replace('[arms."S+"]', '[arms."S+"]\nmax_epochs = 9'))
+
+
+@pytest.mark.parametrize("name", sorted(entry.name for entry in files("study").joinpath("recipes").iterdir()))
+def test_every_shipped_recipe_is_whole_and_says_what_it_asks(name):
+    """A question, claims, and equal chances, but for the paper's own."""
+    recipe = load_recipe(name.removesuffix(".toml"))
+    assert recipe.name == name.removesuffix(".toml")
+    assert recipe.asks.endswith("?")
+    assert claims_of(recipe)
+    assert recipe.unequal == (recipe.name == "paper")
+    assert len(plan(recipe, "0" * 64, threads=1)) == sum(budget(recipe, arm).cells for arm in recipe.arms)
+
+
+def test_controls_differ_in_whose_items_are_pushed_away_alone():
+    """Or something else might be what makes the difference."""
+    recipe = load_recipe("controls")
+    scopes = {name: own for name, own in recipe.arms.items() if name != "S-"}
+    assert sorted(arm["negative_scope"] for arm in scopes.values()) == [
+        "in_batch", "other_session", "popular", "random", "session",
+    ]  # fmt: skip
+    assert all(set(own) == {"negative_scope"} for own in scopes.values())
+    assert {claim.than for claim in claims_of(recipe)} == set(recipe.arms) - {"S+ own skips"}

@@ -309,14 +309,17 @@ def test_the_trainer_asks_for_validation_targets_alone(dataset, monkeypatch):
     monkeypatch.setattr(skiprec.evaluation, "held_out", lambda d, split: asked.append(split) or real(d, split))
     t = trainer(dataset, max_epochs=1, patience=0)
     list(t.epochs())
-    t.validate_full()
+    t.measure(t.evaluator)
     assert asked == ["val"]
     assert torch.equal(t.sessions.items, training_prefix(dataset).items)
 
 
-def test_full_validation_has_both_full_metrics(dataset):
-    metrics = trainer(dataset).validate_full()
-    assert {"val/full_hr_at_10", "val/full_new_hr_at_10"} <= metrics.keys()
+def test_measuring_has_every_measure_and_group(dataset):
+    t = trainer(dataset)
+    metrics, ranks = t.measure(t.evaluator)
+    names = {"val/hr_at_10", "val/full_hr_at_10", "val/full_new_hr_at_10", "val/popularity/first/full_hr_at_10"}
+    assert names <= metrics.keys()
+    assert metrics["val/full_hr_at_10"] == (ranks["full"] <= 10).double().mean().item()
 
 
 def test_a_catalogue_with_nothing_to_draw_is_refused():

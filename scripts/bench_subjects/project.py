@@ -36,6 +36,8 @@ def dataset_in_memory(sessions: Tensor, items: int) -> Dataset:
         skip_levels=torch.where(is_skipped, 2, 0).to(torch.int8),
         lengths=torch.full((len(sessions),), WHOLE),
         plays=torch.bincount(sessions[:, :-2].flatten(), minlength=items + 1),
+        held_out_contexts=torch.zeros(len(sessions), 2, dtype=torch.int64),
+        context_names=("none",),
     )
 
 

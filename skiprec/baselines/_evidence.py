@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
+from jaxtyping import Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
 from skiprec.baselines._lists import distinct
+from skiprec.dataset import Sessions
 from skiprec.randomness import counter_bits
 
 # B sessions at a time, T positions, C candidates a session, R items in the catalogue and padding, N pieces of evidence.
@@ -47,27 +48,25 @@ class ByEvidence:
         self.by_plays: Float32[np.ndarray, " R"] = (counts - counts.max() - 1).astype(np.float32)
         self.in_order: Float32[np.ndarray, " n"] = np.sort(self.by_plays[1:])
 
-    def candidate_scores(
-        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], candidates: Int[Tensor, "B C"]
-    ) -> Float[Tensor, "B C"]:
+    def candidate_scores(self, inputs: Sessions, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         """Scores of a few items for each session."""
-        scores = self._scores(self._evidence(items, lengths), candidates.cpu().numpy())
-        return torch.from_numpy(scores).to(items.device)
+        scores = self._scores(self._evidence(inputs), candidates.cpu().numpy())
+        return torch.from_numpy(scores).to(inputs.items.device)
 
-    def catalogue_scores(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B R"]:
+    def catalogue_scores(self, inputs: Sessions) -> Float[Tensor, "B R"]:
         """Scores of every item for each session."""
-        found = self._evidence(items, lengths)
-        scores = np.tile(self.by_plays, (len(items), 1))
+        found = self._evidence(inputs)
+        scores = np.tile(self.by_plays, (len(inputs.lengths), 1))
         scores[found.rows, found.items] = found.scores
-        return torch.from_numpy(scores).to(items.device)
+        return torch.from_numpy(scores).to(inputs.items.device)
 
     def catalogue_ranks(
-        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], targets: Int[Tensor, " B"]
+        self, inputs: Sessions, targets: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Ranks of targets in the whole catalogue, and without the inputs, at the cost of the evidence alone."""
-        found = self._evidence(items, lengths)
-        inputs = items.cpu().numpy()
-        asked = np.concatenate([targets.cpu().numpy()[:, None], inputs], axis=1)
+        found = self._evidence(inputs)
+        items = inputs.items.cpu().numpy()
+        asked = np.concatenate([targets.cpu().numpy()[:, None], items], axis=1)
         scores = self._scores(found, asked)
         target_scores = scores[:, 0]
         # As if there were no evidence; then each item that has some is taken from its place and put where it belongs.
@@ -75,10 +74,10 @@ class ByEvidence:
         before, after = self.by_plays[found.items], found.scores.astype(np.float32)
         at = target_scores[found.rows]
         above += np.bincount(found.rows, weights=beats(after, at) - beats(before, at), minlength=len(items))
-        return as_ranks(above, inputs, scores, items.device)
+        return as_ranks(above, items, scores, inputs.items.device)
 
-    def _evidence(self, items: Tensor, lengths: Tensor) -> Evidence:
-        return self.find(items.cpu().numpy(), lengths.cpu().numpy())
+    def _evidence(self, inputs: Sessions) -> Evidence:
+        return self.find(inputs.items.cpu().numpy(), inputs.lengths.cpu().numpy())
 
     def _scores(self, found: Evidence, asked: Int[np.ndarray, "B C"]) -> Float32[np.ndarray, "B C"]:
         """Scores of the items that are asked for. One session after another: a table of all would be (B, R)."""
@@ -105,23 +104,23 @@ class Random:
         self.noise = (counter_bits(0, np.arange(n_items)) >> np.uint64(11)).astype(np.float64)
         self.in_order = np.sort(self.noise)
 
-    def candidate_scores(
-        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], candidates: Int[Tensor, "B C"]
-    ) -> Float[Tensor, "B C"]:
+    def candidate_scores(self, inputs: Sessions, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         """Scores of a few items for each session."""
-        last = items.gather(1, lengths[:, None] - 1).cpu().numpy()
-        return torch.from_numpy(self._scores(last, candidates.cpu().numpy())).to(items.device)
+        last = inputs.items.gather(1, inputs.lengths[:, None] - 1).cpu().numpy()
+        return torch.from_numpy(self._scores(last, candidates.cpu().numpy())).to(inputs.items.device)
 
-    def catalogue_scores(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B R"]:
+    def catalogue_scores(self, inputs: Sessions) -> Float[Tensor, "B R"]:
         """Scores of every item for each session."""
-        every = torch.arange(self.n_items + 1, device=items.device).expand(len(items), -1)
-        return self.candidate_scores(items, lengths, every)
+        every = torch.arange(self.n_items + 1, device=inputs.items.device).expand(len(inputs.lengths), -1)
+        return self.candidate_scores(inputs, every)
 
     def catalogue_ranks(
-        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], targets: Int[Tensor, " B"]
+        self, inputs: Sessions, targets: Int[Tensor, " B"]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Ranks of targets in the whole catalogue, and without the inputs."""
-        scores = self.candidate_scores(items, lengths, torch.cat([targets[:, None], items], dim=1)).cpu().numpy()
+        asked = torch.cat([targets[:, None], inputs.items], dim=1)
+        scores = self.candidate_scores(inputs, asked).cpu().numpy()
+        items = inputs.items
         return as_ranks(above_or_equal(self.in_order, scores[:, 0]), items.cpu().numpy(), scores, items.device)
 
     def _scores(self, last: Int64[np.ndarray, "B 1"], asked: Int[np.ndarray, "B C"]) -> Float64[np.ndarray, "B C"]:
@@ -129,7 +128,7 @@ class Random:
         return self.noise[(enter_at + asked) % self.n_items]
 
 
-def beats(scores: Float[np.ndarray, "*N"], target: Float[np.ndarray, "*N"]) -> Float64[np.ndarray, "*N"]:
+def beats(scores: Float[np.ndarray, "..."], target: Float[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
     """1 where a score is higher than the target's, 1/2 where it is equal, else 0: what it adds to the target's rank."""
     return (scores > target) + (scores == target) / 2
 
@@ -142,7 +141,7 @@ def above_or_equal(in_order: Float[np.ndarray, " n"], target: Float[np.ndarray, 
 
 def as_ranks(
     above: Float64[np.ndarray, " B"],
-    inputs: Int64[np.ndarray, "B T"],
+    items: Int64[np.ndarray, "B T"],
     scores: Float[np.ndarray, "B T+1"],
     device: torch.device,
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
@@ -150,11 +149,11 @@ def as_ranks(
 
     Args:
         above: Sum of `beats` over the whole catalogue.
-        inputs: Items, 0 where padding.
+        items: Of the inputs, 0 where padding.
         scores: Of the target, then of the inputs.
         device: Where the ranks go.
     """
     ranks = above + 0.5  # 1, less the tie with itself
-    rows, _, positions = distinct(inputs)
-    taken = np.bincount(rows, weights=beats(scores[rows, positions], scores[rows, 0]), minlength=len(inputs))
+    rows, _, positions = distinct(items)
+    taken = np.bincount(rows, weights=beats(scores[rows, positions], scores[rows, 0]), minlength=len(items))
     return torch.from_numpy(ranks).to(device), torch.from_numpy(ranks - taken).to(device)

@@ -17,7 +17,7 @@ class Lists:
     """List i is values[edges[i] : edges[i + 1]]."""
 
     values: Int64[np.ndarray, " N"]
-    edges: Int64[np.ndarray, " n+1"]
+    edges: Int64[np.ndarray, " n_and_one"]
 
     @classmethod
     def of_owners(cls, owners: Integer[np.ndarray, " N"], values: Integer[np.ndarray, " N"], n: int) -> "Lists":

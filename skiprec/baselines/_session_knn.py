@@ -20,10 +20,10 @@ class SessionKnn:
 
     .. math:: s(i) = \sum_{n \in N, i \in n} \frac{w(n)}{d(n)}, \quad w(n) = \sum_{j \in c \cap n} p_j
 
-    for current session c of L inputs: p_j is the last position of item j, from 1 to L, so weights fall linearly from the
-    last item to the first (over L and over the number of distinct items in the published similarity, which are the same
-    for all neighbours: left out, w is a whole number and ties are exact). The dot product is of a weighted current
-    session with a binary past one; it is not divided by the length of the past one. d(n) is how far from the end the
+    for a current session c of L inputs. p_j is the last position of item j, 1 to L, so weights fall linearly from the
+    last item to the first. (The published similarity is over L and over the number of distinct items, which are the
+    same for all neighbours; without them w is a whole number, and ties are exact.) It is the dot product of a weighted
+    current session with a binary past one, not divided by the length of the past one. d(n) is how far from the end the
     last shared item stands, 1 for the last input. N are the k sessions of highest w among the sampled ones. No inverse
     document frequency.
 
@@ -47,7 +47,9 @@ class SessionKnn:
         neighbour, places = self.incidence.items.places(sessions)
         n_items, n = len(self.incidence.sessions.lengths), max(1, len(neighbour))
         # Sorted as one number each, which is several times faster than finding an order.
-        ordered = np.sort((rows[neighbour] * n_items + self.incidence.items.values[places]) * n + np.arange(len(places)))
+        ordered = np.sort(
+            (rows[neighbour] * n_items + self.incidence.items.values[places]) * n + np.arange(len(places))
+        )
         pair, entry = np.divmod(ordered, n)
         starts = run_starts(pair)
         scores = np.add.reduceat(weights[neighbour[entry]], starts) if len(starts) else np.empty(0)

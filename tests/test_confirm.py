@@ -1,0 +1,113 @@
+"""Confirming runs: which settings are confirmed, over which seeds, in which order, and what is refused."""
+
+import pytest
+from fake_study import FakeStudy
+
+from skiprec.config import flatten
+from skiprec.errors import StudyError
+from study.analysis import done_cells
+from study.cells import cell_id
+from study.claims import claims_from
+from study.confirm import FIRST_SEED, confirming_recipe, finalists, paired_plan
+from study.space import Recipe, configuration, experiment
+
+DIGEST = "d" * 64
+
+
+def recipe(**more):
+    """Two arms, equally tuned."""
+    arms = {"S-": {"alpha": 0.0, "learning_rate": [0.001, 0.01]}, "S+ item": {"alpha": [0.25, 0.5]}}
+    return Recipe(name="mine", sampler="exhaustive", arms=arms, **more)
+
+
+def study_of(*cells):
+    """A study with complete cells: arm, value, seed, settings."""
+    fake = FakeStudy(arms=("S-", "S+ item"))
+    for arm, value, seed, settings in cells:
+        fixed = {"alpha": 0.0} if arm == "S-" else {}
+        fake.add(value, arm=arm, seed=seed, fixed=fixed | {"beta": 0.5}, **settings)
+    return done_cells(fake.study.get_trials(deepcopy=False))
+
+
+def test_the_finalist_has_the_best_mean_over_its_seeds_not_the_best_single_run():
+    """One lucky run of .50 beside an unlucky one of .40 is no match for two of .47."""
+    cells = study_of(
+        ("S-", 0.44, 1, {"learning_rate": 0.001}),
+        ("S+ item", 0.50, 1, {"alpha": 0.25, "learning_rate": 0.001}),
+        ("S+ item", 0.40, 1001, {"alpha": 0.25, "learning_rate": 0.001}),
+        ("S+ item", 0.47, 1, {"alpha": 0.5, "learning_rate": 0.001}),
+        ("S+ item", 0.46, 1001, {"alpha": 0.5, "learning_rate": 0.001}),
+    )
+    chosen = finalists(cells, ["S-", "S+ item"])
+    assert chosen["S+ item"].config["alpha"] == 0.5
+    assert chosen["S+ item"].seed == 1
+    assert chosen["S-"].value == 0.44
+
+
+def test_equal_ratios_are_one_experiment_when_the_finalist_is_chosen():
+    """.25 / .5 and .5 / 1 are repeats of each other under Adam."""
+    cells = study_of(
+        ("S-", 0.44, 1, {"learning_rate": 0.001}),
+        ("S+ item", 0.50, 1, {"alpha": 0.5, "learning_rate": 0.001}),
+        ("S+ item", 0.48, 1, {"alpha": 0.25, "learning_rate": 0.001}),
+    )
+    doubled = study_of(
+        ("S-", 0.44, 1, {"learning_rate": 0.001}),
+        ("S+ item", 0.50, 1, {"alpha": 0.5, "learning_rate": 0.001}),
+        ("S+ item", 0.40, 1001, {"alpha": 0.5, "learning_rate": 0.001}),
+        ("S+ item", 0.48, 1, {"alpha": 0.25, "learning_rate": 0.001}),
+    )
+    assert finalists(cells, ["S-", "S+ item"])["S+ item"].config["alpha"] == 0.5
+    assert finalists(doubled, ["S-", "S+ item"])["S+ item"].config["alpha"] == 0.25
+
+
+def test_an_arm_without_a_result_cannot_be_confirmed():
+    """And is named."""
+    with pytest.raises(StudyError, match="arm 'S\\+ item' has no complete cell, so nothing to confirm"):
+        finalists(study_of(("S-", 0.44, 1, {"learning_rate": 0.001})), ["S-", "S+ item"])
+
+
+def confirming(seeds=5, **more):
+    """The confirming recipe of a study."""
+    cells = study_of(
+        ("S-", 0.44, 1, {"learning_rate": 0.01}), ("S+ item", 0.47, 7, {"alpha": 0.5, "learning_rate": 0.001})
+    )
+    return confirming_recipe(recipe(**more), "mine-0", finalists(cells, ["S-", "S+ item"]), seeds)
+
+
+def test_every_arm_runs_its_finalists_settings_over_the_same_fresh_seeds():
+    """Pairs: only what the arms differ in differs, and no seed of the search is used again."""
+    confirmed = confirming()
+    cells = paired_plan(confirmed, DIGEST, threads=2)
+    assert confirmed.seeds == [FIRST_SEED + i for i in range(5)]
+    assert [(c.arm, c.seed) for c in cells] == [(arm, seed) for seed in confirmed.seeds for arm in ("S-", "S+ item")]
+    settings = flatten(configuration(confirmed, "S+ item", {}, seed=FIRST_SEED, threads=2))
+    assert (settings["alpha"], settings["learning_rate"], settings["seed"]) == (0.5, 0.001, FIRST_SEED)
+    assert cells[1].id == cell_id(configuration(confirmed, "S+ item", {}, seed=FIRST_SEED, threads=2), DIGEST)
+
+
+def test_claims_are_those_that_the_study_was_made_with():
+    """Also where they were left to the default."""
+    declared = [{"arm": "S-", "than": "S+ item", "metric": "test/full_hr_at_1"}]
+    for claims in ([], declared):
+        confirmed = confirming(claims=claims)
+        assert claims_from(confirmed.claims, confirmed.arms) == claims_from(claims, ["S-", "S+ item"])
+
+
+def test_arms_with_one_finalist_share_its_runs():
+    """The same configuration and seed would give the same numbers, and would be trained twice."""
+    same = {"alpha": 0.5, "learning_rate": 0.001}
+    cells = study_of(("S+ item", 0.47, 1, same))
+    chosen = {"one": cells[0], "other": cells[0]}
+    arms = {"one": {"alpha": [0.25, 0.5]}, "other": {"alpha": [0.5, 0.75]}}
+    both = confirming_recipe(Recipe(name="m", sampler="exhaustive", arms=arms), "m-0", chosen, 5)
+    assert [(c.arm, c.seed) for c in paired_plan(both, DIGEST, threads=1)] == [("one", s) for s in both.seeds]
+
+
+def test_arms_of_equal_ratio_keep_their_pairs():
+    """A search gives them other seeds, as repeats; a confirming run may not, or they would be no pairs."""
+    arms = {"one": {"alpha": 0.25, "beta": 0.5}, "other": {"alpha": 0.5, "beta": 1.0}}
+    fixed = Recipe(name="m", sampler="exhaustive", arms=arms, seeds=[1, 2])
+    first, second, *_ = (configuration(fixed, c.arm, {}, seed=c.seed, threads=1) for c in paired_plan(fixed, DIGEST, 1))
+    assert experiment(first) == experiment(second)
+    assert first.seed == second.seed == 1
