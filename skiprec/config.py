@@ -25,8 +25,7 @@ C = TypeVar("C")
 PRESETS: dict[str, dict[str, Value]] = {
     # The paper's literal text, the defaults where it is silent (semantics: section 9).
     "paper": {"alpha": 0.5, "beta": 0.5, "learning_rate": 0.005, "init": "paper", "visible_positive": True},
-    # The authors' public code, as far as settings reach. Its negative_scope is not available yet, so this preset is
-    # refused by name unless another scope is set over it.
+    # The authors' public code, as far as settings reach.
     "released": {
         "norm": "post",
         "activation": "relu",
@@ -154,7 +153,7 @@ def from_flat(values: Mapping[str, Any], where: str = "settings") -> TrainConfig
         ConfigError: With where, what was found and what was expected.
     """
     for name in values.keys() - SETTINGS:
-        if name in ("skip_threshold", "min_length", "max_length", "only_sessions_with_skips", "split"):
+        if name in ("min_length", "max_length", "only_sessions_with_skips", "split"):
             raise ConfigError(f"{where}: '{name}' is settled when the logs are prepared: give it to `skiprec prepare`")
         raise ConfigError(f"{where}: {unknown(name, SETTINGS)}")
     parts = {
@@ -192,11 +191,6 @@ def resolve(preset: str | None, file: Path | None, settings: list[str], **fallba
     if settings:
         values |= dict(map(parse_setting, settings))
         wheres.append("--set")
-    if values.get("negative_scope") == "released":
-        raise ConfigError(
-            "negative_scope 'released' is not available yet; expected session, other_session or random: "
-            "add --set negative_scope=other_session, which is nearest to it"
-        )
     return from_flat(values, " with ".join(wheres) or "settings")
 
 

@@ -43,6 +43,19 @@ class Scorer(Protocol):
         """Scores of every item for each session, by item index; that of index 0 (padding) has no meaning."""
 
 
+@runtime_checkable
+class CatalogueRanker(Protocol):
+    """A scorer that knows ranks in the whole catalogue without the scores of it all."""
+
+    def catalogue_ranks(
+        self, inputs: Sessions, targets: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Ranks of targets among all items, and among those not in the inputs, as `metrics.target_rank` gives them.
+
+        The second one has no meaning where the target is in the inputs.
+        """
+
+
 class ModelScorer:
     """The encoder as a scorer: inner products of the predicted embedding with the items'."""
 
@@ -70,7 +83,7 @@ class ModelScorer:
         return self._predicted(inputs) @ self.model.items.weight[: self.model.n_items + 1].T
 
     def _predicted(self, inputs: Sessions) -> Float[Tensor, "B D"]:
-        return self.model.next_item(inputs.items, inputs.lengths)
+        return self.model.next_item(inputs.items, inputs.lengths, inputs.skip_levels)
 
 
 def draw_candidates(dataset: Dataset, split: str, n_candidates: int = N_CANDIDATES) -> Int[Tensor, "S {n_candidates}"]:
@@ -252,6 +265,11 @@ class Evaluator:
         ranks, new_ranks = [], []
         for rows in self._blocks():
             inputs = self.questions.inputs.of(rows)
+            if isinstance(scorer, CatalogueRanker):
+                among_all, among_new = scorer.catalogue_ranks(inputs, self.questions.targets[rows])
+                ranks.append(among_all)
+                new_ranks.append(among_new)
+                continue
             scores = scorer.catalogue_scores(inputs)
             targets = self.questions.targets[rows, None]
             target_scores = scores.gather(1, targets).squeeze(1)

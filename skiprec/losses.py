@@ -64,6 +64,7 @@ def sampled_softmax_nll(
     *,
     position_mask: Bool[Tensor, "B T"],
     negative_mask: Bool[Tensor, "B N"] | None = None,
+    position_weight: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, ""]:
     """Negative log-likelihood of the target against itself and the session's sampled negatives.
 
@@ -76,9 +77,10 @@ def sampled_softmax_nll(
         negatives: Embeddings of items that were not, shared by the session's positions.
         position_mask: True where there is a target.
         negative_mask: False where a draw that a batch shares is an item of that very session; None if all are real.
+        position_weight: What a position with a target counts for in the mean, 0 or more; None if all count alike.
 
     Returns:
-        Mean over positions with a target, in nats. Exactly 0, with zero gradient, when there is none.
+        Weighted mean over positions with a target, in nats. Exactly 0, with zero gradient, when none has any weight.
     """
     s_pos = (predicted * target).sum(-1, keepdim=True)  # (B, T, 1)
     s_neg = torch.einsum("btd,bnd->btn", predicted, negatives)
@@ -86,7 +88,9 @@ def sampled_softmax_nll(
         s_neg = s_neg.masked_fill(~negative_mask[:, None, :], -torch.inf)
     # log(e^p + sum e^n) - p, without a copy of the (B, T, N) scores beside the positive.
     loss = torch.logaddexp(s_pos, s_neg.logsumexp(-1, keepdim=True)).squeeze(-1) - s_pos.squeeze(-1)  # (B, T)
-    return (loss * position_mask).sum() / position_mask.sum().clamp(min=1)
+    weight = position_mask.to(loss.dtype) if position_weight is None else position_mask * position_weight
+    total = weight.sum()
+    return (loss * weight).sum() / torch.where(total > 0, total, 1)
 
 
 def next_positive(

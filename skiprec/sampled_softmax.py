@@ -8,7 +8,7 @@ few sessions' scores are made, turned into the gradient's factors and used up be
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # B sessions in the batch, P positions, D embedding width, N negatives a draw.
@@ -30,8 +30,9 @@ class SampledSoftmax(torch.autograd.Function):
         target: Float[Tensor, "B P D"],
         negatives: Float[Tensor, "draws N D"],
         negatives_gradient: Float[Tensor, "draws N D"],
-        position_mask: Bool[Tensor, "B P"],
+        position_weight: Float[Tensor, "B P"],
         negative_mask: Bool[Tensor, "B N"] | None,
+        own: Int[Tensor, "B P"] | None,
         scale: Float[Tensor, ""],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Mean over positions with a target, as `sampled_softmax_nll`.
@@ -43,14 +44,16 @@ class SampledSoftmax(torch.autograd.Function):
             negatives: Embeddings of items that were not: draws a session, or one draw that the batch shares.
             negatives_gradient: Filled with the gradient of the negatives. May be their own memory, which then need not
                 be fetched once more to be written.
-            position_mask: True where there is a target.
+            position_weight: What a position counts for in the mean: 0 where there is no target.
             negative_mask: False where a shared draw is an item of that very session; None if all are real.
+            own: Which of the negatives is the position's own target, and as if absent; None if none is.
             scale: Factor of the loss: of the first result, and of all gradients.
 
         Returns:
             The loss times its factor; and the loss in nats, which has no gradient.
         """
-        weight = position_mask.to(predicted.dtype) / position_mask.sum().clamp(min=1)  # (B, P): the mean's
+        total = position_weight.sum()
+        weight = position_weight / torch.where(total > 0, total, 1)  # (B, P): the mean's
         ctx.gradients = torch.empty_like(predicted), torch.empty_like(target)
         loss = predicted.new_zeros(())
         is_shared = len(negatives) == 1 < len(predicted)
@@ -64,6 +67,7 @@ class SampledSoftmax(torch.autograd.Function):
                 negatives[of],
                 weight[rows],
                 mask,
+                None if own is None else own[rows],
                 scale,
                 is_shared=is_shared,
                 into=(ctx.gradients[0][rows], ctx.gradients[1][rows], into[of]),
@@ -77,17 +81,20 @@ class SampledSoftmax(torch.autograd.Function):
     def backward(ctx: Any, gradient: Float[Tensor, ""], _: Tensor) -> tuple[Tensor | None, ...]:
         """What the forward pass has put aside."""
         by_predicted, by_target = ctx.gradients
-        return by_predicted * gradient, by_target * gradient, None, None, None, None, None
+        return by_predicted * gradient, by_target * gradient, None, None, None, None, None, None
 
 
 def chunks(predicted: Float[Tensor, "B P D"], negatives: Float[Tensor, "draws N D"]) -> list[slice]:
     """Slices of the batch that are worked on at once."""
     B, P, D = predicted.shape
-    _, N, _ = negatives.shape
+    draws, N, _ = negatives.shape
     # A session brings its scores, and negatives of its own unless they are shared.
-    floats = N * P + (N * D if len(negatives) == B else 0)
+    floats = N * P + (N * D if draws == B else 0)
+    # Where a single draw is more than that, as the whole catalogue is: to read it for fewer scores than it has numbers
+    # costs more than the products.
+    room = max(CHUNK_BYTES[predicted.device.type], negatives.nbytes if draws < B else 0)
     threads = torch.get_num_threads() if predicted.device.type == "cpu" else 1
-    size = max(1, CHUNK_BYTES[predicted.device.type] // (floats * predicted.element_size())) * threads
+    size = max(1, room // (floats * predicted.element_size())) * threads
     return [slice(start, start + size) for start in range(0, B, size)]
 
 
@@ -97,6 +104,7 @@ def chunk_loss(
     negatives: Float[Tensor, "draws N D"],
     weight: Float[Tensor, "b P"],
     negative_mask: Bool[Tensor, "b N"] | None,
+    own: Int[Tensor, "b P"] | None,
     scale: Float[Tensor, ""],
     *,
     is_shared: bool,
@@ -110,6 +118,7 @@ def chunk_loss(
         negatives: A draw a session, or a single one.
         weight: Of each position in the loss.
         negative_mask: False where a draw is as if absent.
+        own: Which negative is as if absent at each position.
         scale: Factor of the gradients.
         is_shared: Whether the whole batch has a single draw.
         into: Filled with the gradients of predicted and target; that of negatives is filled too, or added to if shared.
@@ -120,6 +129,8 @@ def chunk_loss(
     scores = torch.bmm(queries, negatives.transpose(1, 2)).view(b, P, -1)
     if negative_mask is not None:
         scores.masked_fill_(~negative_mask[:, None, :], -torch.inf)
+    if own is not None:
+        scores.scatter_(2, own[..., None], -torch.inf)
     positive = (predicted * target).sum(-1)  # (b, P)
     # Softmax over negatives and target, with the largest score taken off first.
     top = torch.maximum(scores.amax(-1), positive)

@@ -11,13 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from skiprec.batches import Batch, batches
-from skiprec.dataset import Dataset, training_prefix
+from skiprec.batches import Batch, batches, training_sessions
+from skiprec.dataset import Dataset, Sessions
 from skiprec.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator, ModelScorer
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.optimizer import DeferredAdam
 from skiprec.randomness import derive_seed
+from skiprec.schema import PADDING
 from skiprec.touched_rows import Buffers, dense_gradient, group_ids, has_kernels, sparse_gradient, squared_norm
 from skiprec.tracking import NullTracker, Tracker
 from skiprec.training_loss import LossConfig, training_loss
@@ -47,8 +48,14 @@ class TrainConfig:
     """Epochs without a better val/hr_at_10 before stopping."""
     max_grad_norm: float = 5.0
     """Gradients are scaled down to this L2 norm."""
-    only_targets: Literal["all"] = "all"
-    """Held-out targets that are evaluated: skipped ones stay in, and are reported apart as well."""
+    skip_threshold: int = 0
+    """Least skip level, 1 to 3, that counts as skipped in training; 0: the dataset's own. Evaluation's groups of heard
+    and skipped targets are by the dataset's always."""
+    session_share: float = 1.0
+    """Share of the sessions that is trained on: the same ones whatever the seed, a smaller share within a larger one.
+    All are evaluated."""
+    only_targets: Literal["all", "heard"] = "all"
+    """Held-out targets that are evaluated: with "all", skipped ones stay in, and are reported apart as well."""
     threads: int = 1
     """CPU threads. Part of the configuration: sums are split by thread, so numbers depend on it."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -66,6 +73,10 @@ class TrainConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+        if not 0 <= self.skip_threshold <= 3:
+            raise ValueError(f"skip_threshold is {self.skip_threshold}, expected 1 to 3, or 0 for the dataset's own")
+        if not 0 < self.session_share <= 1:
+            raise ValueError(f"session_share is {self.session_share}, expected more than 0 and at most 1")
         if self.patience >= self.max_epochs:
             raise ValueError(
                 f"patience ({self.patience}) must be smaller than max_epochs "
@@ -126,7 +137,10 @@ class Trainer:
         self.tracker = tracker or NullTracker()
         self.show_progress = show_progress
         self.should_stop = should_stop
-        self.sessions = training_prefix(dataset).to(self.device)
+        sessions = training_sessions(dataset, skip_threshold=config.skip_threshold, session_share=config.session_share)
+        self.sessions = sessions.to(self.device)
+        is_popular = config.loss.alpha > 0 and config.loss.negative_scope == "popular"
+        self.plays_up_to = plays_up_to(self.sessions, dataset.n_items) if is_popular else None
         self.evaluator = evaluator or Evaluator(dataset, "val", self.device, only_targets=config.only_targets)
         # Initialisation and dropout alone draw from torch's global state. On the CPU first: the same on every device.
         torch.manual_seed(derive_seed(config.seed, "weights"))
@@ -173,7 +187,7 @@ class Trainer:
         """One optimiser update. Returns loss, nll and nce in nats, still on the device."""
         table = self.model.items.weight
         draw = (self.config.seed, self.epoch, number)
-        parts = training_loss(self.model, batch, self.config.loss, draw, self.read, self.buffers)
+        parts = training_loss(self.model, batch, self.config.loss, draw, self.read, self.buffers, self.plays_up_to)
         self.model.zero_grad(set_to_none=True)
         parts.loss.backward()
         touched = parts.touched
@@ -280,8 +294,17 @@ class Trainer:
         self.best_value = values["best_value"]
 
 
+def plays_up_to(sessions: Sessions, n_items: int) -> Int[Tensor, " R"]:
+    """Plays of all items up to an index, that item's included, in the sessions that are trained on."""
+    plays = torch.bincount(sessions.items.flatten().cpu(), minlength=n_items + 1)
+    plays[PADDING] = 0
+    return plays.cumsum(0).to(sessions.items.device)
+
+
 def touched_share(config: TrainConfig, dataset: Dataset) -> float:
     """Share of the item table's rows that a step is expected to touch, were all its ids drawn uniformly."""
+    if config.loss.negatives == "full":
+        return 1.0
     draws = config.batch_size if config.loss.negatives == "session" else 1
     ids = config.batch_size * dataset.max_length + draws * config.loss.n_negatives
     return 1 - (1 - 1 / dataset.n_items) ** ids

@@ -4,11 +4,13 @@ They are a study of their own, `NAME-confirm`, with the same queue, workers and 
 """
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 
 from skiprec.config import from_flat
@@ -165,8 +167,9 @@ def planned_seeds(where: Places, study: optuna.Study, chosen: Mapping[str, DoneC
 def expected_noise(where: Places, study: optuna.Study, chosen: Mapping[str, DoneCell]) -> dict[str, Any]:
     """How far seeds and sessions will move a difference between two arms, from validation alone.
 
-    Seeds: the spread of repeats, twice, as if pairing by seed took nothing of it away. Sessions: the spread of the
-    difference between the finalists of the first claim, all of it taken for the sessions' own.
+    Seeds: the spread of repeats, for two arms, as if pairing by seed took nothing of it away. What is left when seed
+    and session are known: how often two repeats disagree about a session. Sessions: the spread of the difference
+    between the finalists of the first claim, less that.
 
     Raises:
         StudyError: If no two cells of the study are the same experiment.
@@ -180,12 +183,16 @@ def expected_noise(where: Places, study: optuna.Study, chosen: Mapping[str, Done
     recipe = study.user_attrs["recipe"]
     claim = claims_from(recipe["claims"], recipe["arms"])[0]
     client = open_tracker(where)
-    ranks = [read_ranks(client, chosen[arm].run_id, "val")[claim.measure] for arm in (claim.arm, claim.than)]
-    hits = [rank.dropna().to_numpy()[None] <= claim.k for rank in ranks]
-    spread = (hits[0].astype(float) - hits[1]).std(ddof=1)
+
+    def hits(cell: DoneCell) -> np.ndarray:
+        rank = read_ranks(client, cell.run_id, "val")[claim.measure].dropna()
+        return (rank <= claim.k).to_numpy(dtype=float)
+
+    disagree = np.square(hits(same.groups[0][0]) - hits(same.groups[0][1])).mean()
+    difference = hits(chosen[claim.arm]) - hits(chosen[claim.than])
     return {
-        "seed_sd": 2**0.5 * same.standard_deviation,
-        "session_sd": float(spread),
-        "residual_sd": 0.0,
-        "n_sessions": hits[0].shape[1],
+        "seed_sd": math.sqrt(2) * same.standard_deviation,
+        "session_sd": math.sqrt(max(0.0, difference.var(ddof=1) - disagree)),
+        "residual_sd": math.sqrt(disagree),  # of two arms: each has half of it
+        "n_sessions": len(difference),
     }

@@ -167,12 +167,13 @@ def same_experiment(trial: FrozenTrial, config: TrainConfig) -> bool:
 def open_run(place: Workplace, trial: optuna.Trial, config: TrainConfig) -> MLflowTracker:
     """The tracker of an attempt."""
     attrs = trial.user_attrs
+    is_confirming = "test" in place.splits
     tracker = MLflowTracker(
         place.client,
         place.about["experiment_id"],
         place.about["parent_run"],
         place.dataset,
-        name=f"{attrs['arm']} #{trial.number}",
+        name=attrs["arm"] + (f" confirming, seed {config.seed}" if is_confirming else f" #{trial.number}"),
         tags=place.tags
         | {"cell": attrs["cell_id"], "arm": attrs["arm"], "attempt": str(attrs["attempt"]), "seed": str(config.seed)},
     )

@@ -11,6 +11,8 @@ from pathlib import Path
 
 # Read when MLflow is imported: no look-up of a telemetry host in every process. Said in the README.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A report reads dozens of small artifacts: a bar for each would hide what it prints.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import pandas as pd
 from mlflow import MlflowClient

@@ -60,8 +60,9 @@ def negative_set(
     lengths: list[int],
     scope: str,
     random_draws: list[list[int]] | None = None,
+    batch_positives: set[int] | None = None,
 ) -> list[int]:
-    """N of section 5 for position i of session b, sorted; "random" gives the session's draws as they are.
+    """N of section 5 for position i of session b, sorted; drawn items are given as they were drawn.
 
     Args:
         i: A real position.
@@ -69,14 +70,27 @@ def negative_set(
         items: Item indices, B lists.
         skipped: Which positions were skipped, B lists.
         lengths: Length of each prefix.
-        scope: "session", "other_session" or "random", the `negative_scope` of section 5.
-        random_draws: For "random", the items drawn for each session. A repeated draw counts as often as drawn.
+        scope: The `negative_scope` of section 5.
+        random_draws: For "random" and "popular", the items drawn for each session. A repeated draw counts as often as
+            drawn.
+        batch_positives: For "in_batch", the p_m of all positions of the batch that may be anchors.
     """
     if not 0 <= i < lengths[b]:
         raise ValueError(f"position {i} is not in the prefix of session {b}, which has {lengths[b]}")
 
-    if scope == "session":
-        negatives = skipped_items(b, items, skipped, lengths)
+    if scope in ("session", "past", "released", "in_batch"):
+        if scope == "session":
+            negatives = skipped_items(b, items, skipped, lengths)
+        elif scope == "past":
+            negatives = skipped_items(0, [items[b][:i]], [skipped[b][:i]], [i])
+        elif scope == "released":
+            # The rows of all sessions, repeated as a whole as often as a row of the batch is wide, padding included.
+            tiled = [source for _ in range(len(items[0])) for source in range(len(items))]
+            negatives = skipped_items(tiled[b * len(items[0]) + i], items, skipped, lengths)
+        else:
+            if batch_positives is None:
+                raise ValueError('scope "in_batch" needs batch_positives')
+            negatives = set(batch_positives)
         negatives.discard(items[b][i])
         p = next_positive(skipped[b], lengths[b])[i]
         if p is not None:
@@ -92,12 +106,12 @@ def negative_set(
             negatives.discard(items[b][j])
         return sorted(negatives)
 
-    if scope == "random":
+    if scope in ("random", "popular"):
         if random_draws is None:
-            raise ValueError('scope "random" needs random_draws')
+            raise ValueError(f'scope "{scope}" needs random_draws')
         return list(random_draws[b])  # drawn outside the prefix: p_m and item i are not among them
 
-    raise ValueError(f'scope is {scope!r}, expected "session", "other_session" or "random"')
+    raise ValueError(f"scope is {scope!r}, expected one that section 5 names")
 
 
 def skipped_items(b: int, items: list[list[int]], skipped: list[list[bool]], lengths: list[int]) -> set[int]:
@@ -148,7 +162,7 @@ def contrastive_loss(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
 
-    losses = []
+    may_be_anchors = []
     for b in range(len(items)):
         positives = next_positive(skipped[b], lengths[b])
         for i in range(lengths[b]):
@@ -159,13 +173,18 @@ def contrastive_loss(
                 continue
             if architecture == "bidirectional" and context == "session" and not visible_positive and not masked[b][p]:
                 continue
-            negatives = negative_set(i, b, items, skipped, lengths, scope, random_draws)
-            if not negatives:
-                continue
-            c = predicted[b][i] if context == "session" else table[items[b][i]]
-            positive_logit = cosine(table[items[b][p]], c) / temperature
-            negative_logits = [cosine(table[n], c) / temperature for n in negatives]
-            losses.append(negative_log_share(positive_logit, negative_logits))
+            may_be_anchors.append((b, i, p))
+    batch_positives = {items[b][p] for b, _, p in may_be_anchors}
+
+    losses = []
+    for b, i, p in may_be_anchors:
+        negatives = negative_set(i, b, items, skipped, lengths, scope, random_draws, batch_positives)
+        if not negatives:
+            continue
+        c = predicted[b][i] if context == "session" else table[items[b][i]]
+        positive_logit = cosine(table[items[b][p]], c) / temperature
+        negative_logits = [cosine(table[n], c) / temperature for n in negatives]
+        losses.append(negative_log_share(positive_logit, negative_logits))
     return mean_or_zero(losses)
 
 
@@ -179,8 +198,12 @@ def next_item_loss(
     architecture: str,
     negatives: list[list[int]],
     negative_is_real: list[list[bool]],
+    skipped: list[list[bool]] | None = None,
+    skipped_target_weight: float = 1.0,
 ) -> float:
     """L_NLL of section 4: mean over the target positions of the whole batch, in nats. 0.0 when there is none.
+
+    It is a weighted mean, in which a target that was skipped has the weight `skipped_target_weight`, and any other 1.
 
     Args:
         predicted: y_i at position i. Unidirectional may have T - 1 positions: the last item is never an input.
@@ -191,10 +214,12 @@ def next_item_loss(
         architecture: "unidirectional" or "bidirectional".
         negatives: The items drawn for each session, shared by its positions. A repeat counts as often as drawn.
         negative_is_real: False for a drawn item that is as if absent.
+        skipped: Which positions were skipped, where it matters.
+        skipped_target_weight: As above.
     """
     check_choice("architecture", architecture, ["unidirectional", "bidirectional"])
 
-    losses = []
+    losses, weights = [], []
     for b in range(len(items)):
         real_negatives = []
         for n, is_real in zip(negatives[b], negative_is_real[b], strict=True):
@@ -204,16 +229,19 @@ def next_item_loss(
             if architecture == "unidirectional":
                 if i == lengths[b] - 1:
                     continue
-                target = items[b][i + 1]
+                j = i + 1
             else:
                 if not masked[b][i]:
                     continue
-                target = items[b][i]
+                j = i
+            target = items[b][j]
             y = predicted[b][i]
             target_logit = inner_product(y, table[target])
             negative_logits = [inner_product(y, table[n]) for n in real_negatives]
-            losses.append(negative_log_share(target_logit, negative_logits))
-    return mean_or_zero(losses)
+            weight = skipped_target_weight if skipped is not None and skipped[b][j] else 1.0
+            losses.append(weight * negative_log_share(target_logit, negative_logits))
+            weights.append(weight)
+    return math.fsum(losses) / math.fsum(weights) if any(weights) else 0.0
 
 
 def check_choice(name: str, value: str, choices: list[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from skiprec.config import PRESETS, SETTINGS, flatten, from_flat, parse_setting, resolve, to_toml
 from skiprec.errors import ConfigError
-from skiprec.trainer import TrainConfig
+from skiprec.trainer import TrainConfig, Trainer
 
 
 def refusal(values: dict) -> str:
@@ -30,8 +30,13 @@ def refusal(values: dict) -> str:
         ({"context": 3}, "context is 3, expected 'session' or 'item'"),
         ({"architecture": "causal"}, "architecture is 'causal', expected 'unidirectional' or 'bidirectional'"),
         ({"norm": "none"}, "norm is 'none', expected 'pre' or 'post'"),
-        ({"only_targets": "heard"}, "only_targets is 'heard', expected 'all'"),
-        ({"negatives": "full"}, "negatives is 'full', expected 'session' or 'batch'"),
+        ({"only_targets": "new"}, "only_targets is 'new', expected 'all' or 'heard'"),
+        (
+            {"negative_scope": "future"},
+            "negative_scope is 'future', expected 'session' or 'past' or 'other_session' or 'released' or 'random' or "
+            "'popular' or 'in_batch'",
+        ),
+        ({"negatives": "none"}, "negatives is 'none', expected 'session' or 'batch' or 'full'"),
         ({"n_heads": 7}, "n_heads (7) must divide dim (128)"),
         ({"alpha": -1}, "alpha is -1.0, expected 0 or more"),
         ({"temperature": 0}, "temperature must be positive, got 0.0"),
@@ -47,14 +52,7 @@ def test_a_bad_setting_is_told_with_place_and_expectation(values, message):
     assert refusal(values) == f"best.toml: {message}"
 
 
-@pytest.mark.parametrize("scope", ["past", "popular", "released", "in_batch"])
-def test_a_scope_that_is_not_there_yet_is_refused_by_name(scope):
-    assert refusal({"negative_scope": scope}) == (
-        f"best.toml: negative_scope is '{scope}', expected 'session' or 'other_session' or 'random'"
-    )
-
-
-@pytest.mark.parametrize("name", ["skip_threshold", "min_length", "max_length", "only_sessions_with_skips", "split"])
+@pytest.mark.parametrize("name", ["min_length", "max_length", "only_sessions_with_skips", "split"])
 def test_settings_of_preparing_are_sent_there(name):
     assert refusal({name: 3}) == (
         f"best.toml: '{name}' is settled when the logs are prepared: give it to `skiprec prepare`"
@@ -111,22 +109,34 @@ def test_the_paper_preset_is_its_text():
     assert (config.loss.alpha, config.loss.beta) == (0.5, 0.5)
 
 
-def test_the_released_preset_is_refused_for_its_scope():
-    with pytest.raises(ConfigError) as caught:
-        resolve("released", None, [])
-    assert str(caught.value) == (
-        "negative_scope 'released' is not available yet; expected session, other_session or random: "
-        "add --set negative_scope=other_session, which is nearest to it"
-    )
+def test_the_released_preset_is_what_the_authors_code_does():
+    """Clipping at 5 is the default."""
+    config = resolve("released", None, [])
+    changed = {k: v for k, v in flatten(config).items() if flatten(TrainConfig())[k] != v}
+    assert changed == {
+        "norm": "post",
+        "activation": "relu",
+        "init": "torch",
+        "positions": "from_start",
+        "anchors": "heard",
+        "negative_scope": "released",
+        "alpha": 1.0,
+        "beta": 1.0,
+        "learning_rate": 0.005,
+        "batch_size": 64,
+        "max_epochs": 12,
+        "visible_positive": True,
+    }
+    assert config.max_grad_norm == 5.0
 
 
-def test_the_released_preset_goes_with_another_scope():
-    config = resolve("released", None, ["negative_scope=session"])
-    assert config.loss.negative_scope == "session"
-    assert (config.model.norm, config.model.activation, config.model.positions) == ("post", "relu", "from_start")
-    assert (config.model.init, config.loss.anchors, config.loss.visible_positive) == ("torch", "heard", True)
-    assert (config.loss.alpha, config.loss.beta, config.learning_rate) == (1.0, 1.0, 0.005)
-    assert (config.batch_size, config.max_epochs, config.max_grad_norm) == (64, 12, 5.0)
+@pytest.mark.parametrize("architecture", ["unidirectional", "bidirectional"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains(dataset, preset, architecture):
+    small = ["max_epochs=1", "patience=0", "n_negatives=20", f"architecture={architecture}"]
+    (result,) = Trainer(dataset, resolve(preset, None, small), show_progress=False).epochs()
+    assert 0 < result.metrics["train/nce"] < 100
+    assert 0 < result.metrics["train/nll"] < 100
 
 
 def test_an_unknown_preset_is_refused():

@@ -15,6 +15,7 @@ import skiprec.touched_rows
 import skiprec.trainer
 from skiprec.batches import Batch
 from skiprec.model import ModelConfig, SequenceEncoder
+from skiprec.negatives import SCOPES
 from skiprec.optimizer import DeferredAdam
 from skiprec.touched_rows import Buffers, group_ids, sparse_gradient, squared_norm
 from skiprec.trainer import clip_gradients
@@ -25,17 +26,19 @@ B, T, D = 4, 6, 8
 
 def one_step(architecture: str, mode: str, scope: str, alpha: float) -> None:
     """As `Trainer.step` does it where updates are deferred, twice."""
-    config = ModelConfig(architecture=architecture, dim=D, n_layers=1, n_heads=2, feed_forward=D, init="torch")
+    config = ModelConfig(
+        architecture=architecture, dim=D, n_layers=1, n_heads=2, feed_forward=D, init="torch", skip_input=True
+    )
     model = SequenceEncoder(config, 50, T)
     table, *rest = model.parameters()
     optimizers = DeferredAdam([table]), torch.optim.Adam(rest, fused=True)
     items = torch.randint(1, 51, (B, T))
-    batch = Batch(items, torch.rand(B, T) < 0.5, torch.full((B,), T))
-    loss = LossConfig(alpha=alpha, negatives=mode, negative_scope=scope, n_negatives=5, visible_positive=True)
-    buffers = Buffers(D, torch.float32, items.device)
+    batch = Batch(items, torch.randint(4, (B, T), dtype=torch.int8), torch.rand(B, T) < 0.5, torch.full((B,), T))
+    loss = LossConfig(alpha=alpha, negatives=mode, negative_scope=scope, n_negatives=5, skipped_target_weight=0.5)
+    buffers, plays = Buffers(D, torch.float32, items.device), torch.arange(51)
     for step in (1, 2):
         parts = training_loss(
-            model, batch, loss, (1, 1, step), lambda ids, out: optimizers[0].read(table, ids, out), buffers
+            model, batch, loss, (1, 1, step), lambda ids, out: optimizers[0].read(table, ids, out), buffers, plays
         )
         parts.loss.backward()
         parts.touched.gather_leading()
@@ -56,9 +59,8 @@ def as_on_a_gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("architecture", "mode", "scope", "alpha"),
     [
-        *itertools.product(("unidirectional", "bidirectional"), ("session", "batch"), ["session"], (0.0, 0.5)),
-        ("unidirectional", "session", "other_session", 0.5),
-        ("unidirectional", "session", "random", 0.5),
+        *itertools.product(("unidirectional", "bidirectional"), ("session", "batch", "full"), ["session"], (0.0, 0.5)),
+        *itertools.product(("unidirectional", "bidirectional"), ["session"], SCOPES, [0.5]),
     ],
 )
 def test_a_step_asks_for_no_value(architecture, mode, scope, alpha):

@@ -28,6 +28,14 @@ class Case:
     position_mask: Tensor
     negative_mask: Tensor | None = None
     scale: float = 1.0
+    weight: Tensor | None = None
+    own: Tensor | None = None
+
+    @property
+    def position_weight(self) -> Tensor:
+        """As the fused form takes it."""
+        mask = self.position_mask.to(self.predicted.dtype)
+        return mask if self.weight is None else mask * self.weight
 
     def rows(self, order: Tensor) -> "Case":
         """The same sessions in another order, or some of them."""
@@ -39,6 +47,8 @@ class Case:
             self.position_mask[order],
             None if self.negative_mask is None else self.negative_mask[order],
             self.scale,
+            None if self.weight is None else self.weight[order],
+            None if self.own is None else self.own[order],
         )
 
 
@@ -79,7 +89,7 @@ def fused(c: Case) -> Result:
     negatives, filled = c.negatives.clone(), torch.full_like(c.negatives, torch.nan)
     scale = torch.tensor(c.scale, dtype=predicted.dtype)
     mask = None if c.negative_mask is None else c.negative_mask.clone()
-    loss, nll = SampledSoftmax.apply(predicted, target, negatives, filled, c.position_mask, mask, scale)
+    loss, nll = SampledSoftmax.apply(predicted, target, negatives, filled, c.position_weight, mask, c.own, scale)
     assert not nll.requires_grad
     loss.backward()
     assert torch.equal(predicted, c.predicted)
@@ -95,7 +105,12 @@ def plain(c: Case) -> Result:
     predicted, target, negatives = leaves
     negatives = negatives.expand(len(predicted), -1, -1)
     nll = sampled_softmax_nll(
-        predicted, target, negatives, position_mask=c.position_mask, negative_mask=c.negative_mask
+        predicted,
+        target,
+        negatives,
+        position_mask=c.position_mask,
+        negative_mask=c.negative_mask,
+        position_weight=None if c.weight is None else c.weight.double(),
     )
     loss = c.scale * nll
     loss.backward()
@@ -136,6 +151,100 @@ def test_in_float32_it_is_so_to_its_rounding(shared, masked):
     actual = fused(c)
     assert {x.dtype for x in actual.all()} == {torch.float32}
     agree(actual, plain(c), rtol=1e-5, atol=0)
+
+
+def weights(seed: int = 1) -> Tensor:
+    """Some of them 0, none of the others alike."""
+    w = torch.rand(B, P, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return w * (w > 0.3)
+
+
+@shared_or_not
+@pytest.mark.parametrize("sessions", [1, 3, 8])
+def test_positions_weigh_what_they_are_said_to(monkeypatch, shared, sessions):
+    """In the mean and in all gradients; only the weights' ratio counts, however small they are."""
+    c = case(shared=shared, scale=0.3, weight=weights())
+    in_chunks_of(monkeypatch, sessions, c)
+    expected = plain(c)
+    agree(fused(c), expected)
+    agree(fused(replace(c, weight=c.weight / 1000)), expected)
+    assert (expected.nll - plain(replace(c, weight=None)).nll).abs() > 1e-3
+
+
+@shared_or_not
+def test_weights_of_1_are_no_weights(shared):
+    c = case(shared=shared, dtype=torch.float32)
+    with_weights = fused(replace(c, weight=torch.ones(B, P)))
+    assert all(torch.equal(a, b) for a, b in zip(with_weights.all(), fused(c).all(), strict=True))
+
+
+def full_case(seed: int, b: int, p: int, n: int, **rest) -> tuple[Case, Tensor]:
+    """Every position's target is one of the shared negatives."""
+    c = case(shared=True, seed=seed, b=b, p=p, n=n, masked=False, **rest)
+    own = torch.randint(n, (b, p), generator=torch.Generator().manual_seed(seed))
+    return replace(c, target=c.negatives[0, own], own=own), own
+
+
+def cross_entropy(c: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, gradient of the predictions and of the classes, by torch and autograd over the whole matrix."""
+    predicted, classes = (x.clone().requires_grad_() for x in (c.predicted, c.negatives[0]))
+    losses = torch.nn.functional.cross_entropy((predicted @ classes.T).flatten(0, 1), c.own.flatten(), reduction="none")
+    weight = c.position_weight.flatten()
+    loss = (losses * weight).sum() / weight.sum().clamp(min=1e-300)
+    (c.scale * loss).backward()
+    return loss.detach(), predicted.grad, classes.grad
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    b=st.integers(1, 6),
+    p=st.integers(1, 6),
+    n=st.integers(1, 12),
+    sessions=st.sampled_from([1, 2, 4]),
+    weighted=st.booleans(),
+)
+def test_with_the_target_among_shared_negatives_it_is_torchs_cross_entropy(seed, b, p, n, sessions, weighted):
+    """A target's gradient comes in two parts, as a target and as a negative of the other positions."""
+    c, own = full_case(seed, b, p, n, scale=0.7)
+    if weighted:
+        c = replace(
+            c, weight=0.1 + torch.rand(b, p, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        )
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        in_chunks_of(monkeypatch, sessions, c)
+        result = fused(c)
+    loss, by_predicted, by_classes = cross_entropy(c)
+    total = result.by_negatives[0].index_add(0, own.flatten(), result.by_target.flatten(0, 1))
+    assert torch.allclose(result.nll, loss, rtol=0, atol=1e-12)
+    assert torch.allclose(result.by_predicted, by_predicted, rtol=0, atol=1e-12)
+    assert torch.allclose(total, by_classes, rtol=0, atol=1e-12)
+
+
+def test_the_scores_of_a_whole_catalogue_are_never_there_at_once(monkeypatch):
+    """50 sessions of 10 positions and 5,000 items of width 4: a chunk has as many scores as the table has numbers."""
+    c, _ = full_case(1, 50, 10, 5000)
+    monkeypatch.setattr(skiprec.sampled_softmax, "CHUNK_BYTES", {"cpu": 1000, "cuda": 1000})
+    sizes, real = [], skiprec.sampled_softmax.chunk_loss
+    monkeypatch.setattr(
+        skiprec.sampled_softmax,
+        "chunk_loss",
+        lambda predicted, *args, **options: sizes.append(len(predicted)) or real(predicted, *args, **options),
+    )
+    fused(c)
+    assert sizes == [1] * 50
+    sizes.clear()
+    monkeypatch.setattr(skiprec.sampled_softmax, "CHUNK_BYTES", {"cpu": 1000, "cuda": 1000})
+    fused(
+        replace(
+            c,
+            predicted=c.predicted[:, :1],
+            target=c.target[:, :1],
+            own=c.own[:, :1],
+            position_mask=c.position_mask[:, :1],
+        )
+    )
+    assert sizes == [4] * 12 + [2]
 
 
 def test_by_hand_one_session_one_position_one_negative():
@@ -323,7 +432,9 @@ def test_the_gradients_are_those_of_finite_differences(shared):
 
     def loss(predicted, target):
         filled = torch.empty_like(c.negatives)
-        return SampledSoftmax.apply(predicted, target, c.negatives, filled, c.position_mask, c.negative_mask, scale)[0]
+        return SampledSoftmax.apply(
+            predicted, target, c.negatives, filled, c.position_weight, c.negative_mask, c.own, scale
+        )[0]
 
     assert gradcheck(loss, (c.predicted.requires_grad_(), c.target.requires_grad_()))
 
@@ -336,7 +447,7 @@ def test_predictions_and_targets_follow_what_is_made_of_the_loss():
         leaves = [c.predicted.clone().requires_grad_(), c.target.clone().requires_grad_()]
         filled = torch.empty_like(c.negatives)
         scale = torch.tensor(c.scale, dtype=torch.float64)
-        loss, _ = SampledSoftmax.apply(*leaves, c.negatives, filled, c.position_mask, c.negative_mask, scale)
+        loss, _ = SampledSoftmax.apply(*leaves, c.negatives, filled, c.position_weight, c.negative_mask, c.own, scale)
         (factor * loss).backward()
         gradients.append([leaf.grad for leaf in leaves])
     for one, other in zip(*gradients, strict=True):

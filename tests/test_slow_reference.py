@@ -112,6 +112,29 @@ def test_a_batch_of_one_has_no_other_session():
     assert negative_set(0, 0, [[1, 2, 3]], [[H, S, H]], [3], "other_session") == []
 
 
+def test_past_negatives_are_those_skipped_before_the_position():
+    """Item 1 is skipped at 0 and again at 2; 3 at 3. Position 4 plays 3 again."""
+    items, skipped = [[1, 2, 1, 3, 3]], [[S, H, S, S, H]]
+    assert [negative_set(i, 0, items, skipped, [5], "past") for i in range(5)] == [[], [1], [], [1], [1]]
+
+
+def test_released_negatives_are_those_that_tile_gives():
+    """Three sessions, four wide: position t of session b is number 4 b + t, and takes from session (4 b + t) mod 3."""
+    items = [[1, 2, 3, 0], [4, 5, 6, 0], [7, 8, 9, 0]]
+    skipped = [[S, H, H, H], [S, H, H, H], [S, H, H, H]]
+    found = [[negative_set(t, b, items, skipped, [3, 3, 3], "released") for t in range(3)] for b in range(3)]
+    assert found == [
+        [[], [4], [7]],  # numbers 0, 1, 2; item 1 is the position's own
+        [[], [7], [1]],  # numbers 4, 5, 6 from sessions 1, 2, 0
+        [[], [1], [4]],  # numbers 8, 9, 10 from sessions 2, 0, 1
+    ]
+
+
+def test_batch_positives_leave_out_the_own_positive_and_item():
+    items, skipped = [[1, 2, 3]], [[H, H, H]]
+    assert negative_set(0, 0, items, skipped, [3], "in_batch", batch_positives={1, 2, 3, 7}) == [3, 7]
+
+
 def test_random_draws_are_used_as_they_are():
     """Each session its own, with repeats, in the order drawn."""
     items, skipped, draws = [[1, 2], [1, 2]], [[S, H], [S, H]], [[7], [6, 5, 6]]
@@ -210,6 +233,16 @@ def test_other_session_and_random_in_the_loss():
     assert l_nce(items, skipped, scope="random", random_draws=draws) == pytest.approx(log(3))
 
 
+def test_the_batchs_positives_are_those_of_its_anchors():
+    """Positives 3 and 3 of session 0, 5 of session 1. With heard anchors 5, which follows a skip alone, is none.
+
+    All: 1 and 2 have 3 as their own, so {5}; 4 has {3}: log 2 each. Heard: {3} is what 1 has already.
+    """
+    items, skipped = [[1, 2, 3], [4, 5, 0]], [[H, S, H], [S, H, H]]
+    assert l_nce(items, skipped, lengths=[3, 2], scope="in_batch") == pytest.approx(log(2))
+    assert l_nce(items, skipped, lengths=[3, 2], scope="in_batch", anchors="heard") == 0.0
+
+
 def test_bidirectional_anchors_are_those_whose_positive_is_masked():
     """Positives: position 2 of positions 0 and 1, position 3 of 2. All predictions e_3, T = 0.5, negatives {2}.
 
@@ -243,6 +276,16 @@ def test_unidirectional_next_item_loss_by_hand():
     predicted = [[E[2], E[5]], [E[1], E[7]]]
     loss = l_nll(predicted, [[1, 2, 3], [3, 4, 0]], lengths=[3, 2], negatives=[[5, 6], [1, 1]])
     assert loss == pytest.approx((log(1 + 2 * exp(-2)) + log(2 + exp(5)) + log(1 + 2 * exp(1))) / 3)
+
+
+def test_a_skipped_target_has_its_weight_in_the_mean():
+    """Targets 2 (heard) and 3 (skipped): (e^2 + 1) / e^2, and (1 + e^5) / 1 with weight 0.5."""
+    options = {"negatives": [[5]], "skipped": [[S, H, S]]}
+    first, second = log(1 + exp(-2)), log(1 + exp(5))
+    half = l_nll([[E[2], E[5]]], [[1, 2, 3]], skipped_target_weight=0.5, **options)
+    assert half == pytest.approx((first + 0.5 * second) / 1.5)
+    assert l_nll([[E[2], E[5]]], [[1, 2, 3]], skipped_target_weight=0.0, **options) == pytest.approx(first)
+    assert l_nll([[E[5]]], [[1, 3]], negatives=[[5]], skipped=[[H, S]], skipped_target_weight=0.0) == 0.0
 
 
 def test_bidirectional_targets_are_the_masked_items_themselves():

@@ -1,8 +1,9 @@
-"""A study's trials -> what they show: tables, comparisons, and a verdict in words. Computes, never draws.
+"""A study's trials -> what they show: tables, comparisons, and an answer in words. Computes, never draws.
 
-Every figure here is a validation figure of single runs; test is for confirming runs (semantics: section 6).
+Figures of the search are validation figures of single runs; test is for confirming runs (semantics: section 6).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,6 +12,9 @@ import optuna
 import pandas as pd
 
 from skiprec.errors import StudyError
+from study.analysis._answer import WHY_MEASURES_DIFFER, Answer, answer, p_value
+from study.analysis._confirmed import Confirmed, ConfirmedArm, GroupEffect, TestedClaim, confirmed
+from study.analysis._table1 import Observation, PaperRow, Table1
 from study.analysis._tables import (
     PAPER_TEST,
     RATIO,
@@ -38,22 +42,35 @@ from study.analysis._tables import (
 )
 from study.analysis._verdict import Comparison, Verdict, judge
 from study.estimate import seconds_at_work
+from study.statistics import Effect
 
 __all__ = [
     "PAPER_TEST",
     "RATIO",
+    "WHY_MEASURES_DIFFER",
     "Analysis",
+    "Answer",
     "ArmCost",
     "Comparison",
+    "Confirmed",
+    "ConfirmedArm",
     "Counts",
     "DoneCell",
+    "Effect",
     "Failure",
+    "GroupEffect",
     "Importance",
+    "Observation",
+    "PaperRow",
     "Repeats",
     "Row",
+    "Table1",
+    "TestedClaim",
     "Verdict",
     "analyse",
+    "answer",
     "best_of",
+    "confirmed",
     "costs",
     "count",
     "done_cells",
@@ -62,6 +79,7 @@ __all__ = [
     "importance",
     "judge",
     "margin",
+    "p_value",
     "points",
     "rate",
     "repeats",
@@ -94,6 +112,10 @@ class Analysis:
     verdict: Verdict
     seconds_taken: float | None
     """With a cell at work; None while some are to be done."""
+    confirmed: Confirmed | None
+    """What the confirming runs show; None where there are none yet."""
+    answer: Answer | None
+    """Likewise, in words."""
 
     @property
     def baseline_values(self) -> dict[str, float]:
@@ -101,8 +123,17 @@ class Analysis:
         return {name: metrics[self.metric] for name, metrics in self.baselines.items()}
 
 
-def analyse(study: optuna.Study) -> Analysis:
+def analyse(
+    study: optuna.Study,
+    confirming: optuna.Study | None = None,
+    read_ranks: Callable[[str], pd.DataFrame] | None = None,
+) -> Analysis:
     """Everything a report needs, from a study that is finished or under way.
+
+    Args:
+        study: The search.
+        confirming: Its confirming runs, if they were begun.
+        read_ranks: MLflow run id -> the test ranks of a confirming run.
 
     Raises:
         StudyError: If no trial is complete.
@@ -120,6 +151,7 @@ def analyse(study: optuna.Study) -> Analysis:
         )
     rows = table1(cells)
     baselines = attrs.get("baselines", {})
+    found = confirmed(confirming, read_ranks) if confirming is not None else None
     best = best_of(cells)
     same = repeats(cells)
     return Analysis(
@@ -138,5 +170,7 @@ def analyse(study: optuna.Study) -> Analysis:
         repeats=same,
         failures=failures(trials, attrs),
         seconds_taken=seconds_at_work(trials, datetime.now()) if counts.is_finished else None,
+        confirmed=found,
+        answer=answer(found) if found else None,
         verdict=judge(rows, {name: m[metric] for name, m in baselines.items()}, best, counts, same),
     )

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-from jaxtyping import Bool
 
 from skiprec.evaluation import HIT_RATE_AT
+from study.analysis._ranks import Ranks
+from study.analysis._table1 import Table1, table1_of
 from study.analysis._tables import DoneCell, done_cells, use_of_skips
 from study.claims import MEASURES, Claim, claims_from
 from study.statistics import Effect, Verdict, difference, gap_difference, holm, mean, verdict
@@ -91,28 +92,13 @@ class Confirmed:
     worthwhile: float
     arms: tuple[ConfirmedArm, ...]
     claims: tuple[TestedClaim, ...]
+    table1: Table1 | None
     baselines: Mapping[str, Mapping[str, float]]
     """Metrics by name, of both splits."""
 
     def arm(self, name: str) -> ConfirmedArm:
         """An arm by its name."""
         return next(arm for arm in self.arms if arm.name == name)
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """The test ranks of an arm: by measure (K, S), and the sessions' groups."""
-
-    by_measure: Mapping[str, np.ndarray]
-    sessions: pd.DataFrame
-
-    def hits(self, measure: str, k: int) -> Bool[np.ndarray, "K S"]:
-        """Whether each target is among the first k."""
-        return self.by_measure[measure] <= k
-
-    def among(self, measure: str) -> Bool[np.ndarray, " S"]:
-        """The sessions that a measure asks about."""
-        return ~np.isnan(self.by_measure[measure][0])
 
 
 def confirmed(study: optuna.Study, read_ranks: Callable[[str], pd.DataFrame]) -> Confirmed | None:
@@ -150,6 +136,7 @@ def confirmed(study: optuna.Study, read_ranks: Callable[[str], pd.DataFrame]) ->
         worthwhile=recipe["worthwhile"],
         arms=arms,
         claims=test_claims(claims_from(recipe["claims"], recipe["arms"]), ranks, recipe["worthwhile"]),
+        table1=table1_of(configs, ranks),
         baselines=attrs["baselines"],
     )
 
