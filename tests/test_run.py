@@ -315,3 +315,16 @@ def test_evaluators_that_are_handed_in_are_asked_and_none_is_made(dataset, tmp_p
     with torch.no_grad():
         expected, _ = evaluators["test"].measure(ModelScorer(run.trainer.model))
     assert expected.items() <= metrics.items()
+
+
+def test_a_run_of_heard_targets_asks_about_no_others(dataset, tmp_path):
+    """On every split, at each epoch and at the chosen one."""
+    run = make(dataset, tmp_path / "run", dataclasses.replace(CONFIGURED, only_targets="heard"))
+    for result in run.epochs():
+        assert result.metrics["val/skipped/count"] == 0
+    metrics = run.finish(("val", "test"))
+    for split in ("val", "test"):
+        table = pd.read_parquet(tmp_path / "run" / f"ranks_{split}.parquet")
+        assert 0 < table["skipped"].sum() < len(table)
+        assert table["sampled"].isna().tolist() == table["skipped"].tolist()
+        assert metrics[f"{split}/count"] == metrics[f"{split}/full_count"] == (~table["skipped"]).sum()
