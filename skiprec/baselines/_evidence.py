@@ -44,8 +44,8 @@ class ByEvidence:
     def __init__(self, plays: Int[Tensor, " R"], find: FindEvidence) -> None:
         counts = plays.cpu().numpy()
         self.find = find
-        # Whole numbers below 0: no evidence is so weak that plays outweigh it, and none of them is rounded.
-        self.by_plays: Float32[np.ndarray, " R"] = (counts - counts.max() - 1).astype(np.float32)
+        # Whole numbers up to 0: no evidence is so weak that plays outweigh it, and none of them is rounded.
+        self.by_plays: Float32[np.ndarray, " R"] = (counts - counts.max()).astype(np.float32)
         self.in_order: Float32[np.ndarray, " n"] = np.sort(self.by_plays[1:])
 
     def candidate_scores(self, inputs: Sessions, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
