@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
+import skiprec.negatives
 import skiprec.training_loss
 from skiprec.batches import Batch, draw_masked_positions
 from skiprec.losses import sampled_softmax_nll
@@ -187,6 +188,17 @@ def test_the_contrastive_loss_is_the_slow_one(scope, context, architecture, anch
     shapes = [(1, 6), (2, 4), (3, 7), (5, 5), (5, 8), (4, 9)] * 3
     losses = [compare_contrastive(rng, B, T, 12, *options) for B, T in shapes]
     assert sum(loss > 0 for loss in losses) >= 5  # comparing nothing with nothing shows nothing
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_contrastive_loss_is_the_slow_one_where_no_shape_depends_on_data(monkeypatch, context, architecture):
+    """As on a GPU, where the batch's positives stand among as many places as the batch has."""
+    monkeypatch.setattr(skiprec.negatives, "has_kernels", lambda device: False)
+    rng = np.random.default_rng(7)
+    shapes = [(1, 6), (2, 4), (3, 7), (5, 8)] * 3
+    losses = [compare_contrastive(rng, B, T, 12, "in_batch", context, architecture, "all", False) for B, T in shapes]
+    assert sum(loss > 0 for loss in losses) >= 5
 
 
 @settings(max_examples=150, deadline=None)
