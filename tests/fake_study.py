@@ -2,7 +2,9 @@
 
 from datetime import datetime, timedelta
 
+import numpy as np
 import optuna
+import pandas as pd
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
@@ -140,3 +142,118 @@ def mixed_study(planned=0):
     cell = fake.add(arm="S+ item", error="OutputError: disk full", alpha=0.25, beta=0.25, learning_rate=0.001)
     fake.add(0.451, arm="S+ item", cell=cell, attempt=2, alpha=0.25, beta=0.25, learning_rate=0.001)
     return fake
+
+
+CONTEXTS = ("editorial_playlist", "radio", "<script>alert('ctx')</script>", "one\nand two", "רדיו עברי")
+"""Context types as data may hold them."""
+
+
+def ranks_table(rng, rates, sessions=1200, contexts=CONTEXTS):
+    """Test ranks whose hit rate at 10 is near the rates, by measure; groups by turns.
+
+    Args:
+        rng: Decides which sessions hit, and nothing else.
+        rates: HR@10 by measure.
+    """
+    i = np.arange(sessions)
+    repeated = i % 3 == 0
+    rank = {m: np.where(rng.random(sessions) < r, rng.integers(1, 11, sessions), 500) for m, r in rates.items()}
+    return pd.DataFrame(
+        {
+            "sampled": rank["sampled"].astype(np.float32),
+            "full": rank["full"].astype(np.float32),
+            "full_new": np.where(repeated, np.nan, rank["full_new"]).astype(np.float32),
+            "skipped": i % 4 == 0,
+            "repeated": repeated,
+            "context": pd.Categorical([contexts[j % len(contexts)] for j in i // 3]),
+            "popularity": (i % 3).astype(np.int8),
+            "length": (10 + i % 11).astype(np.int8),
+        }
+    )
+
+
+class FakeConfirming:
+    """A confirming study in memory, its runs put into it arm by arm and seed by seed, and their ranks.
+
+    Args:
+        settings: By arm: those of its finalist.
+        claims: As a recipe declares them.
+        seeds: Planned.
+        rates: By arm: HR@10 by measure, or one for all three.
+    """
+
+    def __init__(self, settings, claims=(), *, seeds=5, rates=None, sessions=1200, worthwhile=0.01, unequal=False):
+        self.fake = FakeStudy(arms=tuple(settings), name="demo-0123abcd-confirm")
+        self.study, self.seeds = self.fake.study, [100_001 + i for i in range(seeds)]
+        self.settings = {"context": "item", "beta": 0.5}
+        self.settings = {arm: self.settings | own for arm, own in settings.items()}
+        self.rates = {arm: (rates or {}).get(arm, 0.45) for arm in settings}
+        self.sessions, self.tables, self.reads = sessions, {}, []
+        recipe = self.study.user_attrs["recipe"] | {
+            "name": "demo-confirm", "seeds": self.seeds, "worthwhile": worthwhile, "unequal": unequal,
+            "claims": [dict(c) for c in claims], "arms": self.settings,
+        }  # fmt: skip
+        about = {
+            "recipe": recipe,
+            "confirms": "demo-0123abcd",
+            "finalists": {arm: flatten(from_flat(own | {"seed": 1})) for arm, own in self.settings.items()},
+            "splits": ["val", "test"],
+            "baselines": {
+                name: metrics_at(value) | {k.replace("val/", "test/"): v for k, v in metrics_at(value).items()}
+                for name, value in BASELINES.items()
+            },
+        }
+        for key, value in about.items():
+            self.study.set_user_attr(key, value)
+
+    def run(self, arm, seed, **changes):
+        """A complete run. Its ranks depend on the seed and the arm's rates alone, in an order fixed by the seed."""
+        rates = self.rates[arm]
+        rates = rates if isinstance(rates, dict) else {"sampled": rates, "full": rates / 2, "full_new": rates / 4}
+        value = changes.pop("value", rates["sampled"] + 0.002 * (seed % 3))
+        self.fake.add(value, arm=arm, cell=f"{arm} {seed}", seed=seed, fixed=self.settings[arm], **changes)
+        run_id = self.study.trials[-1].user_attrs["run_id"]
+        self.tables[run_id] = ranks_table(np.random.default_rng(seed), rates, self.sessions)
+
+    def run_all(self, *, but=()):
+        """Every arm and seed, arms with the same settings once; none of what `but` names, as (arm, seed's place)."""
+        for i, seed in enumerate(self.seeds):
+            done = []
+            for arm, own in self.settings.items():
+                if own not in done and (arm, i) not in but:
+                    self.run(arm, seed)
+                done.append(own)
+        return self
+
+    def read_ranks(self, run_id):
+        """As `write_report` takes it."""
+        self.reads.append(run_id)
+        return self.tables[run_id]
+
+
+CONTROL = "control: another session's skips"
+
+
+def confirming_study(**changes):
+    """Confirming runs of the mixed study: its arms, S+ item above S- when sampled and below it with new tracks."""
+    settings = {
+        "S-": {"alpha": 0.0, "learning_rate": 0.0005},
+        "S+ session": {"context": "session", "alpha": 1.0, "beta": 0.5, "learning_rate": 0.0005},
+        "S+ item": {"alpha": 1.0, "beta": 0.5, "learning_rate": 0.0005},
+        "other skips": {"alpha": 0.5, "negative_scope": "other_session", "learning_rate": 0.001},
+        AWKWARD: {"architecture": "bidirectional", "alpha": 0.0, "learning_rate": 0.001},
+    }
+    rates = {
+        "S-": {"sampled": 0.45, "full": 0.30, "full_new": 0.20},
+        "S+ session": {"sampled": 0.452, "full": 0.29, "full_new": 0.19},
+        "S+ item": {"sampled": 0.50, "full": 0.301, "full_new": 0.14},
+        "other skips": {"sampled": 0.46, "full": 0.28, "full_new": 0.17},
+        AWKWARD: 0.41,
+    }
+    claims = [
+        {"arm": "S+ item", "than": "S-"},
+        {"arm": "S+ item", "than": "other skips"},
+        {"arm": "S+ session", "than": "S-", "metric": "test/full_hr_at_10"},
+        {"arm": "S-", "than": AWKWARD},
+    ]
+    return FakeConfirming(settings, claims, rates=rates, **changes)

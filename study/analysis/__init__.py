@@ -1,6 +1,6 @@
 """A study's trials -> what they show: tables, comparisons, and an answer in words. Computes, never draws.
 
-Figures of the search are validation figures of single runs; test is for confirming runs (semantics: section 6).
+A search's figures are validation figures of single runs; test is read by confirming runs alone (semantics: section 6).
 """
 
 from collections.abc import Callable
@@ -12,9 +12,10 @@ import optuna
 import pandas as pd
 
 from skiprec.errors import StudyError
-from study.analysis._answer import WHY_MEASURES_DIFFER, Answer, answer, p_value
-from study.analysis._confirmed import Confirmed, ConfirmedArm, GroupEffect, TestedClaim, confirmed
-from study.analysis._table1 import Observation, PaperRow, Table1
+from study.analysis._answer import MEASURE_NAMES, SHORT_NAMES, Answer, answer
+from study.analysis._confirmed import Confirmed, ConfirmedArm, Curve, GroupEffect, TestedClaim, confirmed
+from study.analysis._importance import Importance, importance
+from study.analysis._table1 import Check, Observation, PaperRow, PaperTable
 from study.analysis._tables import (
     PAPER_TEST,
     RATIO,
@@ -22,7 +23,6 @@ from study.analysis._tables import (
     Counts,
     DoneCell,
     Failure,
-    Importance,
     Repeats,
     Row,
     best_of,
@@ -31,45 +31,60 @@ from study.analysis._tables import (
     done_cells,
     failures,
     hit_rates,
-    importance,
     margin,
-    points,
-    rate,
     repeats,
     table1,
     trials_table,
+    use_of_skips,
     varying,
 )
 from study.analysis._verdict import Comparison, Verdict, judge
+from study.analysis._words import (
+    between,
+    interval,
+    listed,
+    one_line,
+    p_value,
+    percent,
+    points,
+    rate,
+    rate_interval,
+    relative,
+    shown,
+    some,
+    with_interval,
+)
 from study.estimate import seconds_at_work
-from study.statistics import Effect
 
 __all__ = [
+    "MEASURE_NAMES",
     "PAPER_TEST",
     "RATIO",
-    "WHY_MEASURES_DIFFER",
+    "SHORT_NAMES",
     "Analysis",
     "Answer",
     "ArmCost",
+    "Check",
     "Comparison",
     "Confirmed",
     "ConfirmedArm",
     "Counts",
+    "Curve",
     "DoneCell",
-    "Effect",
     "Failure",
     "GroupEffect",
     "Importance",
     "Observation",
     "PaperRow",
+    "PaperTable",
     "Repeats",
     "Row",
-    "Table1",
     "TestedClaim",
     "Verdict",
     "analyse",
     "answer",
     "best_of",
+    "between",
     "confirmed",
     "costs",
     "count",
@@ -77,15 +92,25 @@ __all__ = [
     "failures",
     "hit_rates",
     "importance",
+    "interval",
     "judge",
+    "listed",
     "margin",
+    "one_line",
     "p_value",
+    "percent",
     "points",
     "rate",
+    "rate_interval",
+    "relative",
     "repeats",
+    "shown",
+    "some",
     "table1",
     "trials_table",
+    "use_of_skips",
     "varying",
+    "with_interval",
 ]
 
 
@@ -110,17 +135,25 @@ class Analysis:
     repeats: Repeats | None
     failures: tuple[Failure, ...]
     verdict: Verdict
+    """What validation alone says, of single runs."""
     seconds_taken: float | None
     """With a cell at work; None while some are to be done."""
+    confirming: Counts | None
+    """Where the confirming runs stand; None where their study was not made."""
     confirmed: Confirmed | None
-    """What the confirming runs show; None where there are none yet."""
+    """What the confirming runs show; None where none of their seeds is complete."""
     answer: Answer | None
-    """Likewise, in words."""
+    """The same in words."""
 
     @property
     def baseline_values(self) -> dict[str, float]:
         """Each baseline by the study's metric."""
         return {name: metrics[self.metric] for name, metrics in self.baselines.items()}
+
+    @property
+    def arm_names(self) -> list[str]:
+        """Every arm, in the recipe's order."""
+        return [arm.arm for arm in self.arms]
 
 
 def analyse(
@@ -132,8 +165,8 @@ def analyse(
 
     Args:
         study: The search.
-        confirming: Its confirming runs, if they were begun.
-        read_ranks: MLflow run id -> the test ranks of a confirming run.
+        confirming: Its confirming runs, if there are any.
+        read_ranks: MLflow run id of a confirming run -> its test ranks.
 
     Raises:
         StudyError: If no trial is complete.
@@ -151,9 +184,11 @@ def analyse(
         )
     rows = table1(cells)
     baselines = attrs.get("baselines", {})
-    found = confirmed(confirming, read_ranks) if confirming is not None else None
     best = best_of(cells)
     same = repeats(cells)
+    # A confirming study lists its cells last: one without them was stopped while it was made.
+    is_made = confirming is not None and "cells" in confirming.user_attrs
+    found = confirmed(confirming, read_ranks) if is_made else None
     return Analysis(
         name=study.study_name,
         metric=metric,
@@ -170,7 +205,15 @@ def analyse(
         repeats=same,
         failures=failures(trials, attrs),
         seconds_taken=seconds_at_work(trials, datetime.now()) if counts.is_finished else None,
+        verdict=judge(
+            rows,
+            {name: m[metric] for name, m in baselines.items()},
+            best,
+            counts,
+            same,
+            unequal=attrs["recipe"].get("unequal", False),
+        ),
+        confirming=count(confirming.get_trials(deepcopy=False), confirming.user_attrs) if is_made else None,
         confirmed=found,
         answer=answer(found) if found else None,
-        verdict=judge(rows, {name: m[metric] for name, m in baselines.items()}, best, counts, same),
     )

@@ -1,22 +1,23 @@
-"""What confirming runs show, in words: two sentences first, then one for each claim. No more than they can bear."""
+"""What confirming runs show, in words: the answer first, then a sentence for each claim. No more than they can bear."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from study.analysis._confirmed import Confirmed, TestedClaim
-from study.analysis._tables import points, rate
-from study.statistics import Effect
+from study.analysis._words import interval, listed, p_value, percent, rate, shown, some
 
 MEASURE_NAMES = {
-    "sampled": "against 1,000 sampled tracks",
+    "sampled": "against 1,000 drawn tracks",
     "full": "against the whole catalogue",
     "full_new": "for new tracks among new tracks",
 }
 """As they stand in a sentence; 'all' in place of 1,000 where the catalogue is smaller is said once in the report."""
+SHORT_NAMES = {"sampled": "sampled", "full": "full", "full_new": "full, new"}
+"""As they stand in a table or a figure."""
 WHY_MEASURES_DIFFER = (
-    "The sampled measure asks whether the next track beats 1,000 tracks that nobody played in the session, so it never "
-    "sees a model that puts the session's own tracks first; the whole catalogue does, and a service that does not "
-    "replay needs the measure for new tracks."
+    "The drawn tracks are ones that nobody played in the session, so that measure never sees a model that puts the "
+    "session's own tracks first; the whole catalogue does see it, and a service that does not replay should go by the "
+    "measure for new tracks."
 )
 
 
@@ -25,11 +26,15 @@ class Answer:
     """The answer to a study's question."""
 
     headline: str
-    """A few words."""
-    sentences: tuple[str, str]
-    """With the figures of the first claim; and what the other measures say of it."""
+    """The first sentence: what the first claim's arm comes to, by its declared measure."""
+    figures: str
+    """The second sentence: the first claim in figures."""
+    measures: str
+    """What the other two measures say of it; and, where measures disagree about any claim, that, and why."""
     measures_disagree: bool
-    """Whether two measures give the first claim's difference another sign, beyond what chance explains in either."""
+    """Whether two measures give some claim's difference opposite signs, each beyond what chance explains."""
+    warnings: tuple[str, ...]
+    """What weakens the answer."""
     claims: tuple[str, ...]
     """Each claim as one sentence."""
 
@@ -39,56 +44,73 @@ def answer(found: Confirmed) -> Answer:
 
     "Skips help" means that an arm beats S-, and every control that it is claimed to be above (semantics: section 5).
     """
+    warned = tuple(warnings(found))
+    if not found.claims:
+        return Answer(
+            headline=f"Nothing can be said yet: {listed(map(shown, found.without_runs))} has no complete run.",
+            figures="Every claim needs confirming runs of both its arms.",
+            measures="",
+            measures_disagree=False,
+            warnings=warned,
+            claims=(),
+        )
     first = found.claims[0]
     return Answer(
         headline=headline(found, first),
-        sentences=(figures(found, first), other_measures(first)),
-        measures_disagree=disagree(first),
+        figures=figures(found, first),
+        measures=other_measures(found, first),
+        measures_disagree=any(map(disagree, found.claims)),
+        warnings=warned,
         claims=tuple(map(in_words, found.claims)),
     )
 
 
 def headline(found: Confirmed, first: TestedClaim) -> str:
-    """What the claims of the first claim's arm come to."""
-    arm = first.claim.arm
-    own = [c for c in found.claims if c.claim.arm == arm]
-    against = {c.claim.than: c for c in own}
-    without = [c for name, c in against.items() if found.arm(name).kind == "S-"]
-    controls = [c for name, c in against.items() if found.arm(name).kind == "control"]
-    if found.arm(arm).kind not in ("S+", "use") or not without:
-        return f"{arm} against {first.claim.than}: {first.verdict.text}"
-    said = without[0].verdict
-    others = other_arms(found, arm)
-    if said.word != "helps":
-        short = {
-            "hurts": f"No: {arm} is worse than {without[0].claim.than}",
-            "no effect": f"No: skips change HR@{first.claim.k} by no more than {said.bound_points} points",
-            "not enough runs": f"Not settled: {arm} may be better or worse than {without[0].claim.than}",
-        }[said.word]
-        return short + others
-    beaten = [c for c in controls if c.verdict.word == "helps"]
+    """What the claims of the first claim's arm come to, as one sentence."""
+    text = own_claims(found, first) + other_arms(found, first.claim.arm)
+    if disagree(first):
+        text += f" ({SHORT_NAMES[first.claim.measure]} measure, as declared; another measure says the opposite)"
+    return f"{text}."
+
+
+def own_claims(found: Confirmed, first: TestedClaim) -> str:
+    """What the arm of the first claim comes to against S- and the controls."""
+    name = first.claim.arm
+    arm = shown(name)
+    own = [c for c in found.claims if c.claim.arm == name]
+    without = [c for c in own if found.arm(c.claim.than).kind == "S-"]
+    controls = [c for c in own if found.arm(c.claim.than).kind == "control"]
+    if found.arm(name).kind not in ("S+", "use") or not without:
+        return f"{arm} against {shown(first.claim.than)}: {first.verdict.text}"
+    against = without[0]
+    base = shown(against.claim.than)
+    if against.verdict.word == "hurts":
+        return f"No: {arm} is worse than {base}"
+    if against.verdict.word == "no effect":
+        return f"No: {arm} and {base} differ by no more than {against.verdict.bound_points} points"
+    if against.verdict.word == "not enough runs":
+        return f"Not settled: {arm} may be better or worse than {base}"
     if not controls:
-        return f"{arm} beats {without[0].claim.than}; whether it must be the session's own skips was not asked{others}"
-    if len(beaten) == len(controls):
-        return f"Yes: {arm} beats {without[0].claim.than} and every control{others}"
-    left = [c.claim.than for c in controls if c not in beaten]
-    return (
-        f"Not because of whose skips they are: {arm} beats {without[0].claim.than}, but is not shown to beat "
-        f"{listed(left)}{others}"
-    )
+        return f"Yes, {arm} beats {base}; whether it takes the session's own skips was not asked"
+    left = [shown(c.claim.than) for c in controls if c.verdict.word != "helps"]
+    if not left:
+        return f"Yes: {arm} beats {base} and {'every control' if len(controls) > 1 else 'its control'}"
+    return f"Not shown to be due to these skips: {arm} beats {base}, but is not shown to beat {listed(left)}"
 
 
 def other_arms(found: Confirmed, arm: str) -> str:
-    """What became of other arms that were claimed to be above S-."""
+    """What became of other uses of skips that were claimed to be above S-."""
     rest = [
         c
         for c in found.claims
         if c.claim.arm != arm and found.arm(c.claim.than).kind == "S-" and found.arm(c.claim.arm).kind in ("S+", "use")
     ]
-    better = [c.claim.arm for c in rest if c.verdict.word == "helps"]
     if not rest:
         return ""
-    return f"; of the other uses, {listed(better)} helps" if better else "; no other use is shown to help"
+    better = list(dict.fromkeys(shown(c.claim.arm) for c in rest if c.verdict.word == "helps"))
+    if not better:
+        return "; no other use of skips is shown to help"
+    return f"; of the other uses, {listed(better)} {'help' if len(better) > 1 else 'helps'}"
 
 
 def figures(found: Confirmed, tested: TestedClaim) -> str:
@@ -96,22 +118,31 @@ def figures(found: Confirmed, tested: TestedClaim) -> str:
     claim, effect = tested.claim, tested.effect
     ours, other = (found.arm(name).rates[claim.measure][claim.k].estimate for name in (claim.arm, claim.than))
     return (
-        f"On test, {MEASURE_NAMES[claim.measure]}, {claim.arm} has HR@{claim.k} {rate(ours)} and {claim.than} "
-        f"{rate(other)}: {interval(effect)}, over {effect.n_seeds} paired seeds and {effect.n_sessions:,} sessions."
+        f"{shown(claim.arm)} has the next track among its first {claim.k} in {percent(ours)} of the test sessions "
+        f"({MEASURE_NAMES[claim.measure]}), {shown(claim.than)} in {percent(other)}: {interval(effect)}, over "
+        f"{some(effect.n_seeds, 'paired seed')} and {some(effect.n_sessions, 'session')}."
     )
 
 
-def other_measures(tested: TestedClaim) -> str:
-    """What the other two measures say of a claim, and why they may say something else."""
+def other_measures(found: Confirmed, tested: TestedClaim) -> str:
+    """What the other two measures say of a claim, and where measures disagree why they can."""
     claim = tested.claim
-    parts = [
-        f"{MEASURE_NAMES[m]} it is {interval(effects[claim.k])} ({tested.verdicts[m].text})"
+    said = "; ".join(
+        f"{MEASURE_NAMES[m]}: {interval(effects[claim.k])}, {tested.verdicts[m].text}"
         for m, effects in tested.effects.items()
         if m != claim.measure
-    ]
-    said = " and ".join(parts)
-    start = "The measures do not agree: " if disagree(tested) else "By the other measures: "
-    return start + said + ("" if not disagree(tested) else ". " + WHY_MEASURES_DIFFER.removesuffix(".")) + "."
+    )
+    turned = sum(map(disagree, found.claims))
+    text = f"By the other measures, {said}."
+    if turned:
+        n = len(found.claims)
+        where = "the claim" if n == 1 else f"{turned} of {n} claims"
+        text += f" The measures disagree: for {where}, two of them point in opposite directions, each beyond chance."
+    elif len({v.word for v in tested.verdicts.values()}) > 1:
+        text += " The measures do not all say the same, though no two point in opposite directions beyond chance."
+    else:
+        return text
+    return f"{text} {WHY_MEASURES_DIFFER}"
 
 
 def disagree(tested: TestedClaim) -> bool:
@@ -124,22 +155,60 @@ def in_words(tested: TestedClaim) -> str:
     """A claim as one sentence."""
     claim = tested.claim
     return (
-        f"{claim.arm} less {claim.than}, HR@{claim.k} {MEASURE_NAMES[claim.measure]}: {interval(tested.effect)}, "
-        f"p {p_value(tested.adjusted_p[claim.measure])} after Holm's correction: {tested.verdict.text}."
+        f"{shown(claim.arm)} less {shown(claim.than)}, HR@{claim.k} {MEASURE_NAMES[claim.measure]}: "
+        f"{interval(tested.effect)}, p {p_value(tested.adjusted_p[claim.measure])} after Holm's correction: "
+        f"{tested.verdict.text}."
     )
 
 
-def interval(effect: Effect) -> str:
-    """`+0.8 points (95% interval +0.2 to +1.4)`."""
-    return f"{points(effect.estimate)} points (95% interval {points(effect.low)} to {points(effect.high)})"
+def warnings(found: Confirmed) -> Iterable[str]:
+    """What a reader must know before acting on the answer."""
+    if len(found.seeds) < found.planned_seeds:
+        counts = found.counts
+        what = "Incomplete" if not counts.is_finished else "Fewer seeds than planned"
+        yield (
+            f"{what}: {len(found.seeds)} of {some(found.planned_seeds, 'planned seed')} are complete in every arm "
+            f"({counts.complete} of {counts.planned} runs complete, {counts.running} running, {counts.waiting} "
+            f"waiting, {counts.failed} failed)."
+        )
+    if len(found.seeds) == 1:
+        yield "One seed alone says nothing of how others would come out, so there are no intervals and no verdicts yet."
+    if found.without_runs:
+        yield (
+            f"No confirming run is complete of {listed(map(shown, found.without_runs))}: "
+            f"{some(len(found.untested), 'claim')} could not be tested."
+        )
+    for arm in found.arms:
+        if arm.same_as:
+            yield (
+                f"{shown(arm.name)} and {shown(arm.same_as)} chose the same settings, so they are the same runs and "
+                "differ by exactly 0."
+            )
+    if text := below_baseline(found):
+        yield text
+    if found.attrs["recipe"].get("unequal"):
+        yield (
+            "The arms had unequal chances (unequal = true): the settings of those with more cells were picked from "
+            "more draws, which favours them."
+        )
 
 
-def p_value(p: float) -> str:
-    """`0.03`, `under 0.001`."""
-    return "under 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.1g}" if p < 1 else "1"
+def below_baseline(found: Confirmed) -> str | None:
+    """Whether a baseline is above every arm, by the measure of the first claim."""
+    if not found.claims or not found.baselines:
+        return None
+    claim = found.claims[0].claim
+    name, floor = strongest(found.baselines, claim.metric)
+    best = max(found.arms, key=lambda arm: arm.rates[claim.measure][claim.k].estimate)
+    value = best.rates[claim.measure][claim.k].estimate
+    if value > floor:
+        return None
+    return (
+        f"No model here is above the baseline {shown(name)} (HR@{claim.k} {rate(floor)}, the best model "
+        f"{rate(value)}): until one is, what skips change in these models matters little."
+    )
 
 
-def listed(names: Iterable[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
+def strongest(baselines: Mapping[str, Mapping[str, float]], metric: str) -> tuple[str, float]:
+    """The best baseline by a metric."""
+    return max(((name, metrics[metric]) for name, metrics in baselines.items()), key=lambda item: item[1])

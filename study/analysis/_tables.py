@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
 import pandas as pd
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from skiprec.config import from_flat
@@ -32,9 +30,6 @@ RATIO = "alpha/beta"
 FIRST_SETTINGS = ("architecture", "context", "negative_scope", "alpha", "beta", RATIO, "learning_rate")
 ALWAYS_LISTED = ("architecture", "context", "alpha", "beta", "learning_rate")
 
-MIN_TRIALS_FOR_IMPORTANCE = 10
-TOP_SHARE = 0.1
-"""Of the trials: those whose settings PED-ANOVA compares with all. Optuna's default."""
 Z_95 = 1.96
 
 
@@ -123,15 +118,6 @@ class Failure:
     """Of the last one."""
     status: str
     settings: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Importance:
-    """How much each setting decides whether an S+ cell is among the best, as shares of 1; or why that is not said."""
-
-    shares: dict[str, float] | None
-    reason: str
-    n_trials: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,52 +348,6 @@ def margin(rates: Iterable[float], n: float) -> float:
     return Z_95 * math.sqrt(sum(p * (1 - p) for p in rates) / n)
 
 
-# What decides
-
-
-def importance(cells: Iterable[DoneCell], trials: Iterable[FrozenTrial]) -> Importance:
-    """PED-ANOVA over the S+ cells: which settings tell the best tenth of them from the rest.
-
-    An arm may fix what another varies (the context, say), so each cell is given its value of every setting that differs
-    between S+ cells, whether its own trial proposed it or not.
-    """
-    cells = [c for c in cells if use_of_skips(c.config)[0] == "S+"]
-    names = [name for name in varying(cells) if name != RATIO and all(name in c.settings for c in cells)]
-    values = sorted((c.value for c in cells), reverse=True)
-
-    def not_said(reason: str) -> Importance:
-        return Importance(shares=None, reason=reason, n_trials=len(cells))
-
-    if len(cells) < MIN_TRIALS_FOR_IMPORTANCE:
-        return not_said(
-            f"the study has {len(cells)} complete S+ cells, and at least {MIN_TRIALS_FOR_IMPORTANCE} are needed"
-        )
-    if not names:
-        return not_said("no setting differs between the S+ cells")
-    if values[math.ceil(TOP_SHARE * len(values)) - 1] == values[-1]:
-        return not_said("the best S+ cells are no better than the worst")
-    by_number = {t.number: t for t in trials}
-    spaces = {name: space(name, cells, by_number) for name in names}
-    storage = optuna.storages.InMemoryStorage()
-    among = optuna.create_study(storage=storage, direction="maximize")
-    for cell in cells:
-        params = {name: cell.settings[name] for name in names}
-        among.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=cell.value))
-    return Importance(shares=optuna.importance.get_param_importances(among), reason="", n_trials=len(cells))
-
-
-def space(name: str, cells: Iterable[DoneCell], trials: Mapping[int, FrozenTrial]) -> BaseDistribution:
-    """What a setting was drawn from: as the trials say where they agree, else the values that occur, or their range."""
-    cells = list(cells)
-    said = [trials[c.trial].distributions.get(name) for c in cells]
-    if said[0] is not None and all(d == said[0] for d in said):
-        return said[0]
-    values = list(dict.fromkeys(c.settings[name] for c in cells))
-    if all(d is None or isinstance(d, CategoricalDistribution) for d in said):
-        return CategoricalDistribution(values)
-    return FloatDistribution(min(values), max(values), log=all(getattr(d, "log", True) for d in said))
-
-
 def repeats(cells: Iterable[DoneCell]) -> Repeats | None:
     """Groups of cells that differ by their seed alone, alpha and beta counted by their ratio; None without any."""
     groups: dict[str, list[DoneCell]] = {}
@@ -415,21 +355,6 @@ def repeats(cells: Iterable[DoneCell]) -> Repeats | None:
         groups.setdefault(canonical_json(experiment(from_flat(cell.config))), []).append(cell)
     found = tuple(tuple(g) for g in groups.values() if len({c.seed for c in g}) > 1)
     return Repeats(groups=found) if found else None
-
-
-# The verdict
-
-
-def rate(value: float | None) -> str:
-    """A hit rate as the paper prints it: .4712; a dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{value:.4f}".removeprefix("0") if value >= 0 else f"-{rate(-value)}"
-
-
-def points(difference: float) -> str:
-    """A difference of rates in hundredths, with its sign."""
-    return f"{100 * difference:+.1f}"
 
 
 def hit_rates(cell: DoneCell) -> tuple[float, ...]:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from study.analysis._tables import ARCHITECTURES, Counts, DoneCell, Repeats, Row, margin, points, rate
+from study.analysis._tables import ARCHITECTURES, Counts, DoneCell, Repeats, Row, margin
+from study.analysis._words import points, rate, shown, some
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,13 @@ class Verdict:
 
 
 def judge(
-    rows: Iterable[Row], baselines: Mapping[str, float], best: DoneCell, counts: Counts, repeats: Repeats | None
+    rows: Iterable[Row],
+    baselines: Mapping[str, float],
+    best: DoneCell,
+    counts: Counts,
+    repeats: Repeats | None,
+    *,
+    unequal: bool,
 ) -> Verdict:
     """What the rows say about skips, no more than they can.
 
@@ -63,7 +70,7 @@ def judge(
     learnt = [c for c in comparisons if max(c.ours.best.value, c.other.best.value) > floor]
     answer, because = answer_from(learnt, controls)
     if comparisons and not learnt:
-        answer = f"Not shown: no model here is above {name}"
+        answer = f"Not shown: no model here is above {shown(name)}"
         because = (
             f"The best model has {rate(best.value)}, {name} {rate(floor)}. Models that have learnt nothing worth "
             "having say nothing about skips."
@@ -74,6 +81,8 @@ def judge(
         for c in comparisons
         if learnt and c not in learnt
     ]
+    if unequal:
+        remarks.append("The recipe gives its arms unequal chances, and says so (unequal = true).")
     remarks += [how_tuned(c) for c in comparisons]
     if comparisons:
         remarks.append(
@@ -152,7 +161,8 @@ def in_words(c: Comparison) -> str:
 
 def how_tuned(c: Comparison) -> str:
     """How many draws each side had."""
-    text = f"{c.architecture.capitalize()}: S+ is the best of {cell_count(c.ours)}, S- of {cell_count(c.other)}."
+    ours, other = (some(len(row.cells), "cell") for row in (c.ours, c.other))
+    text = f"{c.architecture.capitalize()}: S+ is the best of {ours}, S- of {other}."
     if len(c.ours.cells) == len(c.other.cells):
         return text
     favoured = "S+" if len(c.ours.cells) > len(c.other.cells) else "S-"
@@ -188,7 +198,7 @@ def about_seeds(repeats: Repeats) -> str:
     """What chance alone does, in words."""
     n = len(repeats.groups)
     return (
-        f"Seeds: in {n} group{'s' * (n != 1)} of cells that are the same experiment but for their seed (alpha and beta "
+        f"Seeds: in {some(n, 'group')} of cells that are the same experiment but for their seed (alpha and beta "
         f"counted by their ratio) values have a standard deviation of {100 * repeats.standard_deviation:.1f} points "
         f"and a range of up to {100 * repeats.largest_range:.1f}. A difference like that between two runs is noise."
     )
@@ -205,8 +215,3 @@ def against_baseline(best: DoneCell, name: str, floor: float) -> str:
     if difference <= width:
         return f"{text}, within the margin of {100 * width:.1f}: not shown to have learnt more."
     return f"{text}."
-
-
-def cell_count(row: Row) -> str:
-    """`1 cell`, `8 cells`."""
-    return f"{len(row.cells)} cell" + "s" * (len(row.cells) != 1)

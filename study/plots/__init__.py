@@ -3,19 +3,26 @@
 Figures are made without pyplot, so that nothing global changes and no display is needed.
 """
 
-from study.plots._confirmed import forest, groups, learning_bands
-from study.plots._search import cost, importance, learning_curves, parallel_coordinates, slices, table1
-from study.plots._style import metric_label
+from study.plots._curves import learning_curves, seed_curves
+from study.plots._effects import Strip, claims, groups, noise
+from study.plots._search import cost, importance, parallel_coordinates, slices, table1
+from study.plots._style import NARROW, WIDE, metric_label, plain, spread
 
 __all__ = [
+    "NARROW",
+    "WIDE",
+    "Strip",
+    "claims",
     "cost",
-    "forest",
     "groups",
     "importance",
-    "learning_bands",
     "learning_curves",
     "metric_label",
+    "noise",
     "parallel_coordinates",
+    "plain",
+    "seed_curves",
     "slices",
+    "spread",
     "table1",
 ]

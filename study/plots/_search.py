@@ -1,4 +1,4 @@
-"""Figures of a study's search: every cell, its settings, its learning, its cost. Draws, computes nothing."""
+"""Figures of a search: its cells by row, through their settings, by one setting, and what they took."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,17 +8,18 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
-from study.analysis import ArmCost, DoneCell, Row, best_of, rate
+from study.analysis import ArmCost, DoneCell, Row, rate
 from study.plots._style import (
     BASELINE_DASHES,
     COLOURS_OF_VALUES,
     DOTS,
     GREY,
     JITTER,
+    LEGEND_COLUMNS,
+    NARROW,
     PALETTE,
-    WIDTH,
+    WIDE,
     axis_ticks,
     is_log,
     is_text,
@@ -27,34 +28,37 @@ from study.plots._style import (
     number,
     numeric_axis,
     plain,
-    spread,
+    spread_names,
     styled,
 )
 
+KINDS = {"S-": ("#000000", "s"), "S+": (PALETTE[0], "o"), "control": (PALETTE[1], "D"), "use": (PALETTE[2], "^")}
+"""A colour and a marker for each use of skips."""
+
 
 @styled
-def table1(rows: Sequence[Row], baselines: Mapping[str, float], metric: str) -> Figure:
+def table1(rows: Sequence[Row], baselines: Mapping[str, float], metric: str, *, width: float = WIDE) -> Figure:
     """Each row's best cell with its margin, its other cells faintly behind, baselines as vertical lines."""
     shown = [row for row in rows if row.cells]
-    figure = Figure(figsize=(WIDTH, 1.5 + 0.42 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(width, 1.5 + 0.42 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     for y, row in enumerate(shown):
-        colour = {"S-": "#000000", "S+": PALETTE[0], "control": PALETTE[1]}[row.kind]
+        colour, marker = KINDS[row.kind]
         best = row.best
         others = [c.value for c in row.cells if c is not best]
         axes.plot(others, [y] * len(others), "o", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
-        axes.errorbar(best.value, y, xerr=best.margin, fmt="o", color=colour, markersize=7, capsize=3, linewidth=1.4)
+        axes.errorbar(best.value, y, xerr=best.margin, fmt=marker, color=colour, markersize=7, capsize=3, linewidth=1.4)
         axes.annotate(
             rate(best.value), (best.value, y), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=colour
         )
     for name, value in baselines.items():
         axes.axvline(value, color=GREY, linestyle=BASELINE_DASHES.get(name, "-"), linewidth=1)
     low, high = axes.get_xlim()
-    places = spread_names(baselines, (high - low) * 0.16)
-    for name, place in places.items():
+    # Two lines each: the name above the value. As many as there are would run into each other in one.
+    for i, (name, place) in enumerate(spread_names(baselines, (high - low) * 1.5 / width).items()):
         axes.annotate(
-            f"{plain(name)} {rate(baselines[name])}", (place, 1), (0, 3), xycoords=("data", "axes fraction"),
-            textcoords="offset points", ha="center", fontsize=8, color=GREY,
+            f"{plain(name)}\n{rate(baselines[name])}", (place, 1), (0, 3 + 22 * (i % 2)),
+            xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", fontsize=8, color=GREY,
         )  # fmt: skip
     axes.set_yticks(range(len(shown)), [plain(f"{row.architecture} {row.label}") for row in shown])
     axes.set_ylim(len(shown) - 0.4, -0.7)
@@ -64,15 +68,12 @@ def table1(rows: Sequence[Row], baselines: Mapping[str, float], metric: str) -> 
     return figure
 
 
-def spread_names(places: Mapping[str, float], gap: float) -> dict[str, float]:
-    """Places of labels by name, moved apart."""
-    return dict(zip(places, spread(list(places.values()), gap), strict=True))
-
-
 @styled
-def parallel_coordinates(cells: Sequence[DoneCell], settings: Sequence[str], metric: str) -> Figure:
+def parallel_coordinates(
+    cells: Sequence[DoneCell], settings: Sequence[str], metric: str, *, width: float = WIDE
+) -> Figure:
     """A line a cell through its settings to its value; the best one bold and drawn last."""
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
     axes = figure.add_subplot()
     settings = [name for name in settings if name != "alpha/beta"]
     ordered = sorted(cells, key=lambda c: (c.value, -c.trial))
@@ -107,7 +108,7 @@ def parallel_coordinates(cells: Sequence[DoneCell], settings: Sequence[str], met
     for x in range(len(columns)):
         axes.axvline(x, color="#bbbbbb", linewidth=0.8, zorder=1)
     axes.set_xticks(range(len(columns)), [plain(name) for name in settings] + [metric_label(metric)])
-    axes.tick_params(axis="x", length=0, pad=12, labelsize=9)
+    axes.tick_params(axis="x", length=0, pad=12, labelsize=9, rotation=60 if width == NARROW else 0)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.set_xlim(-0.25, last + 0.45)
@@ -145,12 +146,20 @@ def column(axes: Axes, x: int, name: str, cells: Sequence[DoneCell]) -> list[flo
 
 @styled
 def slices(
-    cells: Sequence[DoneCell], settings: Sequence[str], baselines: Mapping[str, float], metric: str, arms: Sequence[str]
+    cells: Sequence[DoneCell],
+    settings: Sequence[str],
+    baselines: Mapping[str, float],
+    metric: str,
+    arms: Sequence[str],
+    *,
+    width: float = WIDE,
 ) -> Figure:
     """A panel a setting: its value against the metric, coloured by arm. Cells that it does not affect are left out."""
     across = 4 if len(settings) in (4, 7, 8) else min(3, len(settings))
+    across = min(2, across) if width == NARROW else across
     down = -(-len(settings) // across)
-    figure = Figure(figsize=(WIDTH, 2.5 * down + 0.8), layout="constrained")
+    lines = -(-(len(arms) + len(baselines)) // LEGEND_COLUMNS[width])
+    figure = Figure(figsize=(width, 2.5 * down + 0.2 + 0.2 * lines), layout="constrained")
     panels = figure.subplots(down, across, sharey=True, squeeze=False)
     look = looks(arms)
     jitter = np.random.default_rng(0)
@@ -183,71 +192,37 @@ def slices(
         Line2D([], [], color=GREY, linestyle=BASELINE_DASHES.get(n, "-"), linewidth=1, label=f"{plain(n)} {rate(v)}")
         for n, v in baselines.items()
     ]
-    figure.legend(handles=keys, loc="outside lower center", ncols=4)
+    figure.legend(handles=keys, loc="outside lower center", ncols=LEGEND_COLUMNS[width])
     return figure
 
 
 @styled
-def importance(shares: Mapping[str, float]) -> Figure:
-    """A bar a setting, from 0, the largest on top."""
-    figure = Figure(figsize=(WIDTH, 0.8 + 0.36 * len(shares)), layout="constrained")
+def importance(
+    shares: Mapping[str, float], spread: Mapping[str, tuple[float, float]], *, width: float = WIDE
+) -> Figure:
+    """A bar a setting, from 0, the largest on top, and a stroke over where the share may as well lie."""
+    figure = Figure(figsize=(width, 0.8 + 0.36 * len(shares)), layout="constrained")
     axes = figure.add_subplot()
     names = sorted(shares, key=shares.get)
-    bars = axes.barh([plain(n) for n in names], [shares[n] for n in names], color=PALETTE[0], height=0.6)
-    axes.bar_label(bars, [f"{shares[n]:.0%}" for n in names], padding=4)
-    axes.set_xlim(0, 1.08 * max(shares.values()))
+    axes.barh([plain(n) for n in names], [shares[n] for n in names], color=PALETTE[6], height=0.6)
+    for y, name in enumerate(names):
+        low, high = spread.get(name, (shares[name], shares[name]))
+        axes.plot([low, high], [y, y], color="black", linewidth=1.4, marker="|", markersize=7)
+        axes.annotate(
+            f"{shares[name]:.0%} ({low:.0%} to {high:.0%})", (max(high, shares[name]), y), (6, 0),
+            textcoords="offset points", va="center", fontsize=8,
+        )  # fmt: skip
+    axes.set_xlim(0, max(max(shares.values()), *(high for _, high in spread.values()), 0) * (1 + 2.4 / width))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_xlabel("share of importance")
     return figure
 
 
 @styled
-def learning_curves(
-    cells: Sequence[DoneCell], baselines: Mapping[str, float], metric: str, arms: Sequence[str]
-) -> Figure:
-    """The metric by epoch: faint for every cell, bold for each arm's best, its chosen epoch marked."""
-    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    look = looks(arms)
-    best = {arm: best_of(c for c in cells if c.arm == arm) for arm in arms}
-    for cell in cells:
-        colour = look[cell.arm]["color"]
-        axes.plot(cell.curve.keys(), cell.curve.values(), color=colour, linewidth=0.7, alpha=0.25)
-    ends = []
-    for arm, cell in best.items():
-        if cell is None:
-            continue
-        axes.plot(cell.curve.keys(), cell.curve.values(), color=look[arm]["color"], linewidth=2)
-        axes.plot(cell.chosen_epoch, cell.value, markersize=6, zorder=4, **look[arm])
-        last = max(cell.curve)
-        ends.append((last, cell.curve[last], f"{plain(arm)} {rate(cell.value)}", look[arm]["color"], "bold"))
-    longest = max(max(c.curve) for c in cells)
-    for name, value in baselines.items():
-        axes.axhline(value, color=GREY, linestyle=BASELINE_DASHES.get(name, "-"), linewidth=1, zorder=1)
-        ends.append((longest, value, f"{plain(name)} {rate(value)}", GREY, "normal"))
-    low, high = axes.get_ylim()
-    heights = spread([end[1] for end in ends], 0.05 * (high - low))
-    axes.set_xlim(0.8, max(longest, 2) + 0.2)
-    edge = axes.get_xlim()[1]
-    for (x, y, text, colour, weight), height in zip(ends, heights, strict=True):
-        axes.annotate(
-            text, (x, y), (edge * 1.012, height), va="center", fontsize=8, color=colour, fontweight=weight,
-            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.5},
-        )  # fmt: skip
-    axes.set_ylim(low, high)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(metric_label(metric))
-    axes.grid(axis="y", color="#eeeeee")
-    axes.set_axisbelow(True)
-    return figure
-
-
-@styled
-def cost(arms: Sequence[ArmCost]) -> Figure:
+def cost(arms: Sequence[ArmCost], *, width: float = WIDE) -> Figure:
     """Seconds of each cell, a strip an arm, from 0; the arm's median as a stroke."""
     shown = [arm for arm in arms if arm.cells]
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.38 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(width, 0.9 + 0.38 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     look = looks(arm.arm for arm in arms)
     for y, arm in enumerate(shown):

@@ -1,14 +1,17 @@
-"""How every figure looks: colours, fonts, labels and ticks."""
+"""What all figures share: colours that colour-blind readers tell apart, letters, ticks, labels that do not meet."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator, NullLocator
+
+from study.analysis import one_line
 
 # Okabe & Ito's colours, which stay apart for colour-blind readers; their yellow is too light for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -31,10 +34,13 @@ STYLE = {
     "legend.fontsize": 8,
     "text.usetex": False,
 }
-WIDTH = 9.0
+WIDE = 9.0
 """Inches: the report's width at about 110 dots an inch."""
+NARROW = 4.3
+"""Inches: of a figure for a telephone."""
 DOTS = {"linestyle": "none", "markeredgewidth": 0}
 LONGEST_LABEL = 44
+LEGEND_COLUMNS = {WIDE: 3, NARROW: 1}
 FEW = 6
 """Values of a setting that have a tick each."""
 JITTER = 0.13
@@ -54,12 +60,19 @@ def styled(draw: Draw) -> Draw:
     return wrapper
 
 
-def plain(text: str) -> str:
-    """A name from a user as matplotlib should print it: no formulas, one line, not too long."""
-    text = " ".join(str(text).split())
-    if len(text) > LONGEST_LABEL:
-        text = text[: LONGEST_LABEL - 1] + "…"
-    return text.replace("$", r"\$")
+def plain(text: object, longest: int = LONGEST_LABEL) -> str:
+    """A name from a user as matplotlib should print it: no formulas, one line, not too long, no letter it has not."""
+    text = one_line(text)
+    if len(text) > longest:
+        text = text[: longest - 1] + "…"
+    known = letters()
+    return "".join(c if ord(c) in known else "\ufffd" for c in text).replace("$", r"\$")
+
+
+@functools.cache
+def letters() -> frozenset[int]:
+    """What the font can draw."""
+    return frozenset(get_font(findfont(FontProperties(family=STYLE["font.family"]))).get_charmap())
 
 
 def metric_label(metric: str) -> str:
@@ -101,6 +114,11 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
         groups.append((members, middle))
     moved = {j: middle + gap * (k - (len(g) - 1) / 2) for g, middle in groups for k, j in enumerate(g)}
     return [moved[i] for i in range(len(places))]
+
+
+def spread_names(places: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Places of labels by name, moved apart."""
+    return dict(zip(places, spread(list(places.values()), gap), strict=True))
 
 
 def numeric_axis(axes: Axes, name: str, values: Sequence[float]) -> None:

@@ -9,25 +9,27 @@ from pathlib import Path
 
 import optuna
 import pandas as pd
+import tomli_w
 
 from skiprec.files import new_folder, refuse_existing
-from study.analysis import Analysis, analyse, rate
-from study.report._pages import contents, html_environment, markdown_environment, markdown_text
-from study.report._pictures import draw
-from study.report._summary import finite, summary
-from study.report._tables import Table
+from study.analysis import analyse
+from study.report._blocks import Table
+from study.report._figures import draw
+from study.report._page import best_toml, sections, top
+from study.report._render import html_page, markdown_environment, markdown_page, markdown_table, markdown_text
+from study.report._summary import finite, summary, tables
 from study.storage import CONFIRM, Places, database_errors, has_study, open_study
 from study.tracking import log_report, open_tracker, read_ranks
 
-__all__ = ["note", "report_study", "write_report"]
+__all__ = ["Table", "markdown_environment", "markdown_table", "markdown_text", "note", "report_study", "write_report"]
 
 
 def report_study(where: Places, name: str | None, out: Path) -> list[Path]:
-    """Write a study's report, with its confirming runs where there are some, and keep it with its run in MLflow.
+    """Write the report on a study, with its confirming runs where there are any, and keep it with the study's run.
 
     Args:
         where: The study's databases.
-        name: Of the study; the only one there is if None.
+        name: Of the study, or of its confirming one; may be None where there is only one.
         out: The folder to make.
 
     Returns:
@@ -35,16 +37,22 @@ def report_study(where: Places, name: str | None, out: Path) -> list[Path]:
 
     Raises:
         OutputError: If `out` exists, or cannot be written; then nothing is left there.
-        StudyError: If no cell is complete, or a database fails.
+        StudyError: If there is no such study, no cell of it is complete, or a database failed.
     """
+    refuse_existing(out)
     with database_errors(where):
-        study, client = open_study(where, name), open_tracker(where)
+        study = open_study(where, name)
+        if "confirms" in study.user_attrs:
+            study = open_study(where, study.user_attrs["confirms"])
         confirming = f"{study.study_name}{CONFIRM}"
-        confirming = open_study(where, confirming) if has_study(where, confirming) else None
-        if confirming is not None and "cells" not in confirming.user_attrs:  # stopped while it was made
-            confirming = None
-        found, paths = write_report(study, out, confirming, lambda run_id: read_ranks(client, run_id, "test"))
-        log_report(client, study.user_attrs["parent_run"], out, note(found))
+        client = open_tracker(where)
+        paths = write_report(
+            study,
+            out,
+            confirming=open_study(where, confirming) if has_study(where, confirming) else None,
+            read_ranks=lambda run_id: read_ranks(client, run_id, "test"),
+        )
+        log_report(client, study.user_attrs["parent_run"], out, note(out))
     return paths
 
 
@@ -53,57 +61,62 @@ def write_report(
     out: Path,
     confirming: optuna.Study | None = None,
     read_ranks: Callable[[str], pd.DataFrame] | None = None,
-) -> tuple[Analysis, list[Path]]:
-    """Write report.html, report.md, summary.json, tables, best.toml and figures/ into a new folder.
+) -> list[Path]:
+    """Write report.html, report.md, summary.json, figures/, tables and settings into a new folder.
 
     Args:
         study: Finished or under way; at least one cell complete.
         out: The folder to make.
-        confirming: Its confirming runs, if they were begun.
-        read_ranks: MLflow run id -> the test ranks of a confirming run.
+        confirming: Its confirming runs, if there are any.
+        read_ranks: MLflow run id of a confirming run -> its test ranks.
 
     Returns:
-        What was found; and the files, the page first.
+        The files, the page first.
 
     Raises:
         OutputError: If `out` exists, or cannot be written; then nothing is left there.
         StudyError: If no cell is complete.
     """
     refuse_existing(out)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the importance makes a study in memory, and announces it
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the importance makes studies in memory, and announces them
     found = analyse(study, confirming, read_ranks)
     pictures = draw(found)
-    page = contents(found, pictures)
+    answer, parts = top(found), sections(found, pictures)
     files: dict[str, bytes] = {
-        "report.html": html_environment().get_template("report.html.jinja").render(page).encode(),
-        "report.md": markdown_environment().get_template("report.md.jinja").render(page).encode(),
+        "report.html": html_page(answer, parts).encode(),
+        "report.md": markdown_page(answer, parts).encode(),
         "summary.json": (json.dumps(finite(summary(found)), indent=2, allow_nan=False) + "\n").encode(),
         "trials.csv": found.trials.to_csv(index=False).encode(),
-        "best.toml": page["best_toml"].encode(),
+        "best.toml": best_toml(found).encode(),
+        "recipe.toml": tomli_w.dumps(found.attrs["recipe"]).encode(),
     }
-    files |= {
-        f"{name}.csv": as_csv(page["tables"][name]) for name in ("claims", "arms", "groups") if name in page["tables"]
-    }
+    if found.confirmed:
+        files |= {name: table.to_csv(index=False).encode() for name, table in tables(found.confirmed).items()}
     files |= {f"figures/{picture.name}.png": picture.png for picture in pictures.values()}
     with new_folder(out) as folder:
         (folder / "figures").mkdir()
         for name, content in files.items():
             (folder / name).write_bytes(content)
-    return found, [out / name for name in files]
+    return [out / name for name in files]
 
 
-def as_csv(table: Table) -> bytes:
-    """A table of the page for other programs."""
-    return pd.DataFrame(table.rows, columns=list(table.header)).to_csv(index=False).encode()
+def note(report: Path) -> str:
+    """The answer as Markdown, for the description of the study's run in MLflow.
 
-
-def note(found: Analysis) -> str:
-    """The answer as Markdown, for where MLflow shows a run's description."""
-    best = f"Best by validation: {markdown_text(found.best.arm)}, HR@10 {rate(found.best.value)}."
-    end = f"{best}\n\nThe whole report, with its figures, is among this run's artifacts: `report/report.html`."
-    if found.answer is None:
-        said = markdown_text(found.verdict.answer)
-        return f"**Not confirmed yet.** {said}, by single runs on validation: `study confirm {found.name}`.\n\n{end}"
-    lines = [f"**{markdown_text(found.answer.headline)}.**", *map(markdown_text, found.answer.sentences)]
-    lines.append("\n".join(f"- {markdown_text(claim)}" for claim in found.answer.claims))
-    return "\n\n".join([*lines, end])
+    Args:
+        report: The folder of a written report, which is kept with the run as `report/`.
+    """
+    found = json.loads((report / "summary.json").read_text())
+    lines = [f"**{found['question'] or 'Do skips help here?'}**"]
+    if found["answer"] is None:
+        lines += [f"Nothing is confirmed yet. {found['verdict']['answer']}. {found['verdict']['because']}"]
+    else:
+        said = found["answer"]
+        lines += [f"**{said['headline']}**", said["figures"], said["measures"]]
+        lines += ["\n".join(f"- {markdown_text(text)}" for text in (*said["warnings"], *said["claims"]))]
+    files = sorted(f"report/{path.relative_to(report)}" for path in report.glob("figures/*.png"))
+    shown_first = next((f for f in files if f.endswith(("claims.png", "table1.png"))), "")
+    lines += [f"Among this run's artifacts: report/report.html; the figure {shown_first}; report/best.toml."]
+    settings = found["confirmed"]["best_arm"] if found["confirmed"] else found["best"]["arm"]
+    lines += [f"Best settings: those of {settings}."]
+    return "\n\n".join(line for line in lines if line) + "\n"

@@ -1,16 +1,36 @@
-"""Text in rows and columns: what the search and its cells come to."""
+"""The tables of a report: what `study.analysis` found, as text."""
 
 import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from skiprec.evaluation import HIT_RATE_AT
-from study.analysis import RATIO, Analysis, DoneCell, hit_rates, rate, varying
+from study.analysis import (
+    RATIO,
+    SHORT_NAMES,
+    Analysis,
+    Confirmed,
+    DoneCell,
+    Failure,
+    TestedClaim,
+    hit_rates,
+    margin,
+    one_line,
+    p_value,
+    points,
+    rate,
+    rate_interval,
+    relative,
+    shown,
+    varying,
+    with_interval,
+)
+from study.claims import MEASURES
 from study.estimate import compared, duration
+from study.report._blocks import Table
 
 BEST_SHOWN = 10
-"""Cells in the list of the best."""
+"""Cells in the list of the best, and groups of repeats."""
 OTHER_METRICS = {
     "sampled": "val/hr_at_10",
     "full": "val/full_hr_at_10",
@@ -25,22 +45,160 @@ OTHER_METRICS = {
 """Column titles and the metrics under them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Text in rows and columns; both pages print it in their own way, and escape it."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    text_columns: int = 1
-    """How many columns from the left are text; the rest are numbers, aligned to the right."""
-    strong: tuple[int, ...] = ()
-    """Rows that stand out."""
-    theirs: int = 0
-    """How many columns at the right are the paper's."""
+# Confirming runs
 
 
-def table1(found: Analysis) -> Table:
-    """The paper's Table 1 with ours beside it."""
+def claims(found: Confirmed) -> Table:
+    """Every claim by each measure; the declared one stands out."""
+    rows, strong = [], []
+    for tested in found.claims:
+        claim = tested.claim
+        for i, measure in enumerate(MEASURES):
+            effect = tested.effects[measure][claim.k]
+            is_declared = measure == claim.measure
+            if is_declared:
+                strong.append(len(rows))
+            rows.append(
+                (
+                    f"{shown(claim.arm)} less {shown(claim.than)}, HR@{claim.k}" if i == 0 else "",
+                    SHORT_NAMES[measure] + (" (declared)" if is_declared else ""),
+                    tested.verdicts[measure].text,
+                    with_interval(effect),
+                    p_value(tested.adjusted_p[measure]),
+                )
+            )
+    for claim in found.untested:
+        rows.append((f"{shown(claim.arm)} less {shown(claim.than)}", SHORT_NAMES[claim.measure], "no run", "-", "-"))
+    header = ("claim", "measure", "verdict", "difference, points [95%]", "p (Holm)")
+    return Table(header, tuple(rows), text_columns=3, strong=tuple(strong))
+
+
+def rates(found: Confirmed) -> Table:
+    """Each arm's and each baseline's HR@K, sampled."""
+    best = found.best
+    rows = [(arm_name(found, a.name), *(rate_interval(a.rates["sampled"][k]) for k in HIT_RATE_AT)) for a in found.arms]
+    rows += [
+        (
+            f"baseline: {shown(name)}",
+            *(baseline_rate(metrics, f"test/hr_at_{k}", found.n_sessions) for k in HIT_RATE_AT),
+        )
+        for name, metrics in found.baselines.items()
+    ]
+    strong = tuple(i for i, arm in enumerate(found.arms) if arm is best)
+    return Table(("test, sampled", *(f"HR@{k} [95%]" for k in HIT_RATE_AT)), tuple(rows), strong=strong)
+
+
+def measures(found: Confirmed) -> Table:
+    """Each arm's and each baseline's HR@10 by every measure."""
+    best = found.best
+    asked = {"sampled": found.n_sessions, "full": found.n_sessions, "full_new": found.n_new}
+    rows = [(arm_name(found, a.name), *(rate_interval(a.rates[m][10]) for m in MEASURES)) for a in found.arms]
+    rows += [
+        (
+            f"baseline: {shown(name)}",
+            *(baseline_rate(metrics, f"test/{prefix}hr_at_10", asked[m]) for m, prefix in MEASURES.items()),
+        )
+        for name, metrics in found.baselines.items()
+    ]
+    strong = tuple(i for i, arm in enumerate(found.arms) if arm is best)
+    header = ("test HR@10 [95%]", *(f"{SHORT_NAMES[m]}, {n:,} sessions" for m, n in asked.items()))
+    return Table(header, tuple(rows), strong=strong)
+
+
+def gains(found: Confirmed) -> Table:
+    """Relative gains over S- at every K."""
+    rows = [
+        (arm_name(found, arm.name), shown(arm.over), *(relative(arm.gains[k]) for k in HIT_RATE_AT))
+        for arm in found.arms
+        if arm.gains
+    ]
+    header = ("relative gain, test, sampled", "over", *(f"HR@{k} [95%]" for k in HIT_RATE_AT))
+    return Table(header, tuple(rows), text_columns=2)
+
+
+def arm_name(found: Confirmed, name: str) -> str:
+    """An arm, with the one whose runs it shares."""
+    same = found.arm(name).same_as
+    return shown(name) + (f" (the same runs as {shown(same)})" if same else "")
+
+
+def baseline_rate(metrics: Mapping[str, float], metric: str, n: int) -> str:
+    """A baseline's rate with the margin for the sampling of sessions: it has no seeds."""
+    value = metrics.get(metric)
+    return "-" if value is None or not n else f"{rate(value)} ± {rate(margin([value], n))}"
+
+
+def groups(tested: TestedClaim) -> Table:
+    """A claim's difference in every group."""
+    rows, last = [], None
+    for g in tested.groups:
+        first = g.grouping if g.grouping != last else ""
+        last = g.grouping
+        rows.append((first, shown(g.group), f"{g.n_sessions:,}", rate(g.ours), rate(g.other), with_interval(g.effect)))
+    claim = tested.claim
+    header = ("by", "group", "sessions", shown(claim.arm), shown(claim.than), "difference, points [95%]")
+    return Table(header, tuple(rows), text_columns=2)
+
+
+def skip_gaps(found: Confirmed) -> Table:
+    """Each arm's skip gap, and the differences that the claims ask about."""
+    rows = [(arm_name(found, a.name), with_interval(a.skip_gap)) for a in found.arms if a.skip_gap]
+    rows += [
+        (f"{shown(t.claim.arm)} less {shown(t.claim.than)}", with_interval(t.skip_gap))
+        for t in found.claims
+        if t.skip_gap
+    ]
+    return Table(("skip gap, HR@10, sampled", "points [95%]"), tuple(rows))
+
+
+def paper_columns(found: Confirmed) -> Table:
+    """The paper's Table 1: its figures beside ours."""
+    rows = []
+    for row in found.paper.rows:
+        ours = found.arm(row.arm).rates["sampled"]
+        rows.append(
+            (
+                f"{row.architecture} {row.label}",
+                shown(row.arm),
+                *(rate_interval(ours[k]) for k in HIT_RATE_AT),
+                *map(rate, row.paper),
+            )
+        )
+    header = ("", "our arm", *(f"HR@{k} [95%]" for k in HIT_RATE_AT), *(f"paper HR@{k}" for k in HIT_RATE_AT))
+    return Table(header, tuple(rows), text_columns=2, theirs=len(HIT_RATE_AT))
+
+
+def paper_gains(found: Confirmed) -> Table:
+    """The relative gains of the paper's S+ columns, and ours."""
+    rows = [
+        (
+            f"{row.architecture} {row.label}",
+            *(relative(row.gains[k]) for k in HIT_RATE_AT),
+            *(f"{points(row.paper_gains[k])}%" for k in HIT_RATE_AT),
+        )
+        for row in found.paper.rows
+        if row.gains
+    ]
+    header = ("relative gain over S-", *(f"HR@{k} [95%]" for k in HIT_RATE_AT), *(f"paper HR@{k}" for k in HIT_RATE_AT))
+    return Table(header, tuple(rows), theirs=len(HIT_RATE_AT))
+
+
+def observations(found: Confirmed) -> Table:
+    """What the paper saw, and the comparisons that say whether it holds here."""
+    rows, strong = [], []
+    for observation in found.paper.observations:
+        strong.append(len(rows))
+        rows.append((observation.text, observation.verdict, "", ""))
+        rows += [(c.name, c.outcome, with_interval(c.effect), points(c.paper)) for c in observation.checks]
+    header = ("the paper's observation", "here", "points [95%]", "paper")
+    return Table(header, tuple(rows), text_columns=2, strong=tuple(strong), theirs=1)
+
+
+# The search
+
+
+def best_rows(found: Analysis) -> Table:
+    """The best cell of every row of the paper's table, and of the controls, on validation."""
     rows = []
     for row in found.table1:
         paper = tuple(map(rate, row.paper)) if row.paper else ("-",) * len(HIT_RATE_AT)
@@ -62,9 +220,9 @@ def other_metrics(found: Analysis) -> Table:
         return (name, *(rate(metrics.get(metric)) for metric in OTHER_METRICS.values()))
 
     rows = [line(f"{row.architecture} {row.label}", row.best.metrics) for row in found.table1 if row.best]
-    rows += [line(f"baseline: {name}", metrics) for name, metrics in found.baselines.items()]
+    rows += [line(f"baseline: {shown(name)}", metrics) for name, metrics in found.baselines.items()]
     strong = tuple(i for i, row in enumerate(r for r in found.table1 if r.best) if row.best is found.best)
-    return Table(("HR@10", *OTHER_METRICS), tuple(rows), strong=strong)
+    return Table(("validation HR@10", *OTHER_METRICS), tuple(rows), strong=strong)
 
 
 def best_cells(found: Analysis) -> Table:
@@ -73,7 +231,7 @@ def best_cells(found: Analysis) -> Table:
     names = [name for name in varying(ordered) if name != RATIO]
     rows = [
         (
-            c.arm,
+            shown(c.arm),
             str(c.trial),
             *(setting(c.settings[n]) if n in c.settings else "no effect" for n in names),
             str(c.seed),
@@ -87,24 +245,50 @@ def best_cells(found: Analysis) -> Table:
     return Table(("arm", "trial", *names, "seed", "epoch", "HR@10", "full", "full, new"), tuple(rows), strong=(0,))
 
 
-def repeats(found: Analysis) -> Table:
-    """Groups of cells that differ by their seed alone, the widest first."""
+def repeat_groups(found: Analysis) -> list[tuple[str, tuple[DoneCell, ...]]]:
+    """Groups of cells that differ by their seed alone, each with its name, the widest first."""
     groups = found.repeats.groups if found.repeats else ()
-    rows = []
+    named = []
     for group in sorted(groups, key=lambda g: min(c.value for c in g) - max(c.value for c in g)):
-        low, high = min(c.value for c in group), max(c.value for c in group)
         first = group[0]
-        text = ", ".join(
-            f"{name} {setting(first.settings[name])}"
-            for name in (*found.varying, *((RATIO,) if RATIO not in found.varying else ()))
-            if name in first.settings and name not in ("alpha", "beta")
-        )
-        rows.append((first.arm, text, str(len(group)), rate(low), rate(high), f"{100 * (high - low):.1f}"))
-    return Table(("arm", "settings", "cells", "lowest", "highest", "range"), tuple(rows[:BEST_SHOWN]), text_columns=2)
+        names = (*found.varying, *((RATIO,) if RATIO not in found.varying else ()))
+        own = {n: first.settings[n] for n in names if n in first.settings and n not in ("alpha", "beta")}
+        named.append((first.arm, settings_line(own), group))
+    return [(f"{arm}, {text}" if text else arm, group) for arm, text, group in named]
+
+
+def repeats(found: Analysis) -> Table:
+    """The groups of repeats: a search's, and the confirming runs of each arm."""
+    confirmed = found.confirmed
+    arms = [arm for arm in confirmed.arms if arm.same_as is None] if confirmed and len(confirmed.seeds) > 1 else []
+    rows = [spread_row(f"confirming runs: {shown(arm.name)}", arm.runs) for arm in arms]
+    rows += [spread_row(f"search: {shown(name)}", group) for name, group in repeat_groups(found)[:BEST_SHOWN]]
+    header = ("runs that differ by their seed alone", "runs", "lowest", "highest", "range, points", "sd, points")
+    return Table(header, tuple(rows))
+
+
+def spread_row(name: str, cells: Iterable[DoneCell]) -> tuple[str, ...]:
+    """How far some runs lie apart."""
+    values = [c.value for c in cells]
+    low, high = min(values), max(values)
+    wide, sd = f"{100 * (high - low):.1f}", f"{100 * statistics.stdev(values):.2f}"
+    return (name, str(len(values)), rate(low), rate(high), wide, sd)
+
+
+def chances(found: Analysis) -> Table:
+    """What each arm was given to find its settings."""
+    rows = []
+    for arm in found.arms:
+        best = max((c.value for c in arm.cells), default=None)
+        epochs = sorted({c.config["max_epochs"] for c in arm.cells})
+        limits = " or ".join(map(str, epochs)) or "-"
+        rows.append((shown(arm.arm), str(arm.planned), str(len(arm.cells)), limits, str(arm.epochs), rate(best)))
+    header = ("arm", "cells planned", "complete", "epochs at most", "epochs trained", "best validation HR@10")
+    return Table(header, tuple(rows))
 
 
 def cost(found: Analysis) -> Table:
-    """What each arm's cells reached and took."""
+    """What each arm's cells, and all confirming runs, reached and took."""
 
     def line(name: str, cells: Iterable[DoneCell], planned: int) -> tuple[str, ...]:
         cells = sorted(cells, key=lambda c: c.value)
@@ -117,16 +301,23 @@ def cost(found: Analysis) -> Table:
         per_epoch = f"{(train + evaluation) / epochs:.1f}"
         return (name, done, *map(rate, values), str(epochs), duration(train), duration(evaluation), per_epoch)
 
-    rows = [line(arm.arm, arm.cells, arm.planned) for arm in found.arms]
-    rows.append(line("all", found.cells, found.counts.planned))
+    rows = [line(shown(arm.arm), arm.cells, arm.planned) for arm in found.arms]
+    rows.append(line("all of the search", found.cells, found.counts.planned))
+    if found.confirmed:
+        rows.append(line("confirming runs", found.confirmed.cells, found.confirmed.counts.planned))
     header = ("arm", "cells", "best", "median", "worst", "epochs", "training", "validation", "s / epoch")
-    return Table(header, tuple(rows), strong=(len(rows) - 1,))
+    return Table(header, tuple(rows), strong=(len(found.arms),))
 
 
 def failures(found: Analysis) -> Table:
-    """Cells without a result because an attempt failed."""
-    rows = tuple((f.arm, settings_line(f.settings), f.status, f.error, str(f.attempts)) for f in found.failures)
-    return Table(("arm", "settings", "now", "last error", "failed attempts"), rows, text_columns=4)
+    """Cells and confirming runs without a result because an attempt failed."""
+
+    def line(f: Failure, stage: str) -> tuple[str, ...]:
+        return (stage + shown(f.arm), shown(settings_line(f.settings)), f.status, shown(f.error), str(f.attempts))
+
+    rows = [line(f, "") for f in found.failures]
+    rows += [line(f, "confirming: ") for f in (found.confirmed.failures if found.confirmed else ())]
+    return Table(("arm", "settings", "now", "last error", "failed attempts"), tuple(rows), text_columns=4)
 
 
 def data(found: Analysis) -> Table:
@@ -138,18 +329,30 @@ def data(found: Analysis) -> Table:
 
 def origin(found: Analysis) -> Table:
     """Where the numbers come from: enough to make them again."""
-    attrs, recipe = found.attrs, found.attrs["recipe"]
+    attrs, recipe, confirmed = found.attrs, found.attrs["recipe"], found.confirmed
     rows = [
-        ("study", f"{found.name}, made {attrs['created']}"),
-        ("recipe", f"{recipe['name']}: {recipe['sampler']}, by {recipe['metric']}, seeds {recipe['seeds']}"),
-        ("dataset", attrs["dataset"]),
+        ("study", f"{shown(found.name)}, made {attrs['created']}"),
+        ("recipe", f"{shown(recipe['name'])}: {recipe['sampler']}, by {recipe['metric']}, seeds {recipe['seeds']}"),
+        ("dataset", shown(attrs["dataset"])),
         ("dataset digest", attrs["dataset_digest"]),
         ("git commit", attrs["git_commit"] or "unknown"),
         ("threads a cell", str(attrs["threads"])),
         ("versions", ", ".join(f"{name} {version}" for name, version in attrs["versions"].items())),
         *([("time", time_taken(found))] if found.seconds_taken is not None else []),
-        ("best trial", f"{found.best.trial}, MLflow run {found.best.run_id}, weights {found.best.weights[:16]}"),
     ]
+    if confirmed:
+        about = confirmed.attrs
+        rows.append(("confirming study", f"{shown(confirmed.name)}, made {about['created']}"))
+        rows.append(("confirming seeds", ", ".join(map(str, confirmed.seeds))))
+        if about["git_commit"] != attrs["git_commit"]:
+            rows.append(("confirming commit", about["git_commit"] or "unknown"))
+        rows += [
+            (f"weights of {shown(arm.name)}", ", ".join(run.weights[:12] for run in arm.runs))
+            for arm in confirmed.arms
+            if arm.same_as is None
+        ]
+    best = found.best
+    rows.append(("best trial", f"{best.trial}, MLflow run {best.run_id}, weights {best.weights[:16]}"))
     return Table(("", ""), tuple(rows), text_columns=2)
 
 
@@ -168,11 +371,13 @@ def settings_text(cell: DoneCell, found: Analysis, *, in_row: bool = False) -> s
     return settings_line({n: cell.settings[n] for n in names if n in cell.settings and n not in said})
 
 
-def settings_line(settings: dict[str, Any]) -> str:
+def settings_line(settings: Mapping[str, Any]) -> str:
     """`alpha 0.5, learning_rate 0.001`."""
     return ", ".join(f"{name} {setting(value)}" for name, value in settings.items())
 
 
 def setting(value: Any) -> str:
     """A setting's value, short; best.toml has every digit."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).lower() if isinstance(value, bool) else one_line(value)
