@@ -6,4 +6,5 @@ cd "$(dirname "$0")/.."
 . scripts/environment.sh test
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+# A process a core; the tests of one file stay together, as they share what they start.
+python -m pytest -n auto --dist loadfile "$@"

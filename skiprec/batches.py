@@ -1,15 +1,20 @@
-"""Training prefixes -> batches, in an order fixed by a seed, with the positions that a masked model must guess."""
+"""Training prefixes -> those that a run learns from -> batches, in an order fixed by a seed.
 
+Also which positions a masked model must guess.
+"""
+
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from skiprec.dataset import Sessions
+from skiprec.dataset import Dataset, Sessions, training_prefix
 from skiprec.model import position_mask
-from skiprec.randomness import generator
+from skiprec.randomness import counter_bits, derive_seed, generator
 
 # B sessions in the batch, T positions.
 
@@ -19,6 +24,7 @@ class Batch:
     """Some training prefixes, real positions first, then padding. Nothing of a held-out row is in it."""
 
     items: Int[Tensor, "B T"]
+    skip_levels: Int[Tensor, "B T"]
     skipped: Bool[Tensor, "B T"]
     lengths: Int[Tensor, " B"]
 
@@ -28,13 +34,34 @@ class Batch:
         return position_mask(self.lengths, self.items.shape[1])
 
 
+def training_sessions(dataset: Dataset, *, skip_threshold: int = 0, session_share: float = 1.0) -> Sessions:
+    """The training prefixes that a run learns from.
+
+    Args:
+        dataset: The prepared logs.
+        skip_threshold: Least skip level that counts as skipped; 0 for the dataset's own.
+        session_share: Share of the sessions, one at least. Which ones depends on the dataset alone, and those of a
+            smaller share are among those of a larger one.
+    """
+    sessions = training_prefix(dataset)
+    if skip_threshold:
+        sessions = dataclasses.replace(sessions, skipped=sessions.skip_levels >= skip_threshold)
+    if session_share < 1:
+        n_sessions = len(sessions.lengths)
+        key = derive_seed(dataset.digest, "session_share")
+        order = counter_bits(key, np.arange(n_sessions)).argsort(kind="stable")
+        chosen = np.sort(order[: max(1, round(session_share * n_sessions))])
+        sessions = sessions.of(torch.from_numpy(chosen))
+    return sessions
+
+
 def batches(sessions: Sessions, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
     """Every session once, in an order that depends on seed and epoch alone. The last batch may be smaller."""
     device = sessions.items.device
     # Shuffled on the CPU: the order is then the same on every device, and costs nothing beside a step.
     order = torch.randperm(len(sessions.lengths), generator=generator("cpu", seed, epoch, "order")).to(device)
     for rows in order.split(batch_size):
-        yield Batch(sessions.items[rows], sessions.skipped[rows], sessions.lengths[rows])
+        yield Batch(sessions.items[rows], sessions.skip_levels[rows], sessions.skipped[rows], sessions.lengths[rows])
 
 
 def draw_masked_positions(

@@ -158,7 +158,7 @@ def evaluate(
     import pandas as pd
     import torch
 
-    from skiprec.baselines import evaluate_baselines
+    from skiprec.baselines import baselines
     from skiprec.dataset import load_dataset
     from skiprec.device import settle
     from skiprec.errors import ConfigError
@@ -173,8 +173,8 @@ def evaluate(
     chosen = settle(device, about["config"]["threads"])
     evaluator = Evaluator(dataset, split, chosen, only_targets=about["config"]["only_targets"])
     with torch.no_grad():
-        scorer = ModelScorer(model.to(chosen))
-        table = {"model": evaluator.sampled(scorer) | evaluator.full(scorer)} | evaluate_baselines(dataset, evaluator)
+        scorers = {"model": ModelScorer(model.to(chosen))} | baselines(dataset)
+        table = {name: evaluator.measure(scorer)[0] for name, scorer in scorers.items()}
     print(pd.DataFrame(table).to_string(float_format=lambda value: f"{value:.4f}".removesuffix(".0000")))
 
 

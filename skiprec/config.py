@@ -153,7 +153,7 @@ def from_flat(values: Mapping[str, Any], where: str = "settings") -> TrainConfig
         ConfigError: With where, what was found and what was expected.
     """
     for name in values.keys() - SETTINGS:
-        if name in ("skip_threshold", "min_length", "max_length", "only_sessions_with_skips", "split"):
+        if name in ("min_length", "max_length", "only_sessions_with_skips", "split"):
             raise ConfigError(f"{where}: '{name}' is settled when the logs are prepared: give it to `skiprec prepare`")
         raise ConfigError(f"{where}: {unknown(name, SETTINGS)}")
     parts = {

@@ -243,8 +243,8 @@ def popularity_thirds(plays: Int64[Tensor, " R"]) -> Int64[Tensor, " R"]:
     order = plays.sort(descending=True, stable=True).indices
     before = plays[order].cumsum(0) - plays[order]
     thirds = torch.empty_like(plays)
-    thirds[order] = (3 * before // plays.sum().clamp(min=1)).clamp(max=2)
-    return thirds.masked_fill(plays == 0, 2)
+    thirds[order] = (3 * before // plays.sum()).clamp(max=2)  # all plays are before an item that has none
+    return thirds
 
 
 def moved(part: D, device: torch.device | str) -> D:

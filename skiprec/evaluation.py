@@ -4,8 +4,8 @@ Whoever gives scores can be evaluated: the model and the baselines go through th
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +28,8 @@ HIT_RATE_AT = (1, 5, 10, 20)
 SESSIONS_AT_A_TIME = 256
 THIRDS = ("first", "second", "last")
 """Items that carry the first, second and last third of training plays, the most played ones first."""
+LONGEST_PART = 200
+"""MLflow takes 250 characters for a metric's name, and split, group, measure and metric are in it too."""
 
 
 @runtime_checkable
@@ -39,6 +41,19 @@ class Scorer(Protocol):
 
     def catalogue_scores(self, inputs: Sessions) -> Float[Tensor, "B R"]:
         """Scores of every item for each session, by item index; that of index 0 (padding) has no meaning."""
+
+
+@runtime_checkable
+class CatalogueRanker(Protocol):
+    """A scorer that knows ranks in the whole catalogue without the scores of it all."""
+
+    def catalogue_ranks(
+        self, inputs: Sessions, targets: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Ranks of targets among all items, and among those not in the inputs, as `metrics.target_rank` gives them.
+
+        The second one has no meaning where the target is in the inputs.
+        """
 
 
 class ModelScorer:
@@ -68,7 +83,7 @@ class ModelScorer:
         return self._predicted(inputs) @ self.model.items.weight[: self.model.n_items + 1].T
 
     def _predicted(self, inputs: Sessions) -> Float[Tensor, "B D"]:
-        return self.model.next_item(inputs.items, inputs.lengths)
+        return self.model.next_item(inputs.items, inputs.lengths, inputs.skip_levels)
 
 
 def draw_candidates(dataset: Dataset, split: str, n_candidates: int = N_CANDIDATES) -> Int[Tensor, "S {n_candidates}"]:
@@ -166,8 +181,7 @@ class Evaluator:
             TrainingDiverged: If a score is NaN.
         """
         ranks, losses = self._sampled(scorer)
-        nll = losses[self.is_asked].mean().item()
-        return self.metrics({"sampled": ranks}, self.groups()) | {f"{self.split}/nll": nll}
+        return self.metrics({"sampled": ranks}, self.groups()) | self._nll(losses)
 
     def full(self, scorer: Scorer) -> dict[str, float]:
         """Metrics of each target against the whole catalogue: `full_`, and `full_new_` for new targets among new items.
@@ -183,8 +197,19 @@ class Evaluator:
         Raises:
             TrainingDiverged: If a score is NaN.
         """
-        ranks = {"sampled": self._sampled(scorer)[0]} | self._full(scorer)
-        return {measure: rank.masked_fill(~self.is_asked, torch.nan) for measure, rank in ranks.items()}
+        return self._ranks(scorer)[0]
+
+    def measure(self, scorer: Scorer) -> tuple[dict[str, float], dict[str, Float[Tensor, " S"]]]:
+        """Metrics by every measure and group, and the ranks that they are made from.
+
+        Raises:
+            TrainingDiverged: If a score is NaN.
+        """
+        ranks, losses = self._ranks(scorer)
+        finer = self.metrics(ranks, self.finer_groups())
+        # Of the many finer groups the ranks tell everything; here is the one metric that is looked at.
+        shown = {name: value for name, value in finer.items() if name.endswith(("hr_at_10", "count"))}
+        return self.metrics(ranks, self.groups()) | self._nll(losses) | shown, ranks
 
     def metrics(self, ranks: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics by measure and group, by their names in the tracker.
@@ -216,6 +241,15 @@ class Evaluator:
             groups[f"context/{name}/"] = asked.target_context == i
         return {name: mask & self.is_asked for name, mask in groups.items()}
 
+    def _ranks(self, scorer: Scorer) -> tuple[dict[str, Float[Tensor, " S"]], Float[Tensor, " S"]]:
+        """Ranks by measure, NaN where one does not ask, and losses of all targets in nats."""
+        sampled, losses = self._sampled(scorer)
+        ranks = {"sampled": sampled} | self._full(scorer)
+        return {measure: rank.masked_fill(~self.is_asked, torch.nan) for measure, rank in ranks.items()}, losses
+
+    def _nll(self, losses: Float[Tensor, " S"]) -> dict[str, float]:
+        return {f"{self.split}/nll": losses[self.is_asked].mean().item()}
+
     def _sampled(self, scorer: Scorer) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
         """Ranks, and losses in nats."""
         ranks, losses = [], []
@@ -231,6 +265,11 @@ class Evaluator:
         ranks, new_ranks = [], []
         for rows in self._blocks():
             inputs = self.questions.inputs.of(rows)
+            if isinstance(scorer, CatalogueRanker):
+                among_all, among_new = scorer.catalogue_ranks(inputs, self.questions.targets[rows])
+                ranks.append(among_all)
+                new_ranks.append(among_new)
+                continue
             scores = scorer.catalogue_scores(inputs)
             targets = self.questions.targets[rows, None]
             target_scores = scores.gather(1, targets).squeeze(1)
@@ -277,17 +316,19 @@ def metrics_by_group(
     return metrics
 
 
-def metric_names(names: Iterable[str]) -> list[str]:
-    """Names from data as parts of a metric's name, of which MLflow takes letters, digits, `_`, `-`, `.` and spaces.
+def metric_names(names: Sequence[str]) -> list[str]:
+    """Names from data, all different, as parts of a metric's name.
 
-    What would fall together is told apart by a number.
+    MLflow takes letters, digits, `_`, `-`, `.` and spaces, up to a length, and no part of dots alone, as in paths. A
+    name that it takes stays as it is; others that would fall together are told apart by a number.
     """
-    seen: Counter[str] = Counter()
-    parts = []
-    for name in names:
-        part = re.sub(r"[^A-Za-z0-9_. -]", "_", name) or "_"
-        seen[part] += 1
-        parts.append(part if seen[part] == 1 else f"{part}_{seen[part]}")
+    parts = [re.sub(r"[^A-Za-z0-9_. -]", "_", name)[:LONGEST_PART] for name in names]
+    parts = ["_" if set(part) <= {"."} else part for part in parts]
+    taken = {part for part, name in zip(parts, names, strict=True) if part == name}
+    for i, (part, name) in enumerate(zip(parts, names, strict=True)):
+        if part != name:
+            parts[i] = next(free for n in count(1) if (free := part if n == 1 else f"{part}_{n}") not in taken)
+            taken.add(parts[i])
     return parts
 
 

@@ -13,6 +13,9 @@ from skiprec.schema import PADDING
 
 # B sessions in the batch, T positions, D embedding width.
 
+NO_LEVEL = 4
+"""In place of a skip level, 0 to 3, where [MSK] stands for an item: nothing is added there."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
@@ -38,6 +41,8 @@ class ModelConfig:
     """Where positions are counted from. From the end, the last input item always has the last position."""
     init: Literal["normal", "paper", "torch"] = "normal"
     """Initial weights: see `initialise`."""
+    skip_input: bool = False
+    """Whether a learned embedding of its skip level is added to each input item."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "n_layers", "n_heads", "feed_forward"):
@@ -232,30 +237,50 @@ class SequenceEncoder(nn.Module):
         self.last_norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
         self.head = nn.Sequential(nn.Linear(config.dim, config.dim), nn.GELU())
         initialise(self, config.init)
+        # After the others and without a draw, so that those start as they would without it. From 0 it adds nothing at
+        # first and is learnt all the same: its gradient is that of the inputs.
+        levels = torch.zeros(NO_LEVEL + 1, config.dim)
+        self.skip_levels = (
+            nn.Embedding.from_pretrained(levels, freeze=False, padding_idx=NO_LEVEL) if config.skip_input else None
+        )
 
-    def forward(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], skip_levels: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
         """Predicted embeddings.
 
         Args:
             items: Input items, real ones first, then padding.
             lengths: How many are real.
+            skip_levels: Of the input items, 0 to 3, or NO_LEVEL; read by a model with skip_input alone, which needs it.
 
         Returns:
             At each position, the embedding of what is expected there (bidirectional) or next (unidirectional).
             At padding, finite numbers without meaning.
-        """
-        return self.encode(self.items(items), lengths)
 
-    def encode(self, vectors: Float[Tensor, "B T D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B T D"]:
+        Raises:
+            ValueError: If skip levels are needed and missing.
+        """
+        return self.encode(self.items(items), lengths, skip_levels)
+
+    def encode(
+        self, vectors: Float[Tensor, "B T D"], lengths: Int[Tensor, " B"], skip_levels: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
         """Predicted embeddings, from the embeddings of the input items; otherwise as `forward`."""
-        hidden, bias, masks = self._start(vectors, lengths)
+        hidden, bias, masks = self._start(vectors, lengths, skip_levels)
         for block in self.blocks:
             hidden = block(hidden, bias, masks)
         return self.head(self.last_norm(hidden))
 
-    def _start(self, vectors: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, DropoutMasks]:
-        """What the blocks take: positions added, and who may look where."""
+    def _start(
+        self, vectors: Tensor, lengths: Tensor, skip_levels: Tensor | None
+    ) -> tuple[Tensor, Tensor, DropoutMasks]:
+        """What the blocks take: skip levels and positions added, and who may look where."""
         T = vectors.shape[1]
+        if self.skip_levels is not None:
+            if skip_levels is None:
+                raise ValueError("the model has skip_input, so it needs the skip levels of its input items, got None")
+            vectors = vectors + self.skip_levels(skip_levels.long())
         places = torch.arange(T, device=vectors.device)
         first = (self.n_positions - lengths if self.positions_from_end else torch.zeros_like(lengths))[:, None]
         masks = self._dropout_masks(vectors)
@@ -280,16 +305,23 @@ class SequenceEncoder(nn.Module):
         n_heads = self.blocks[0].self_attn.num_heads
         return bias.expand(-1, n_heads, T, T).reshape(-1, T, T)
 
-    def next_item(self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+    def next_item(
+        self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], skip_levels: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B D"]:
         """Predicted embedding of what follows each session; the bidirectional encoder puts [MSK] there first.
 
-        For serving and evaluation: without dropout in the last block, whatever the mode.
+        For serving and evaluation: without dropout in the last block, whatever the mode. Arguments and errors are those
+        of `forward`.
         """
         if not self.is_causal:
-            items = torch.cat([items, items.new_full((len(items), 1), PADDING)], dim=1)
-            items[torch.arange(len(items), device=items.device), lengths] = self.mask_index
+            rows = torch.arange(len(items), device=items.device)
+            items = F.pad(items, (0, 1), value=PADDING)
+            items[rows, lengths] = self.mask_index
+            if skip_levels is not None:
+                skip_levels = F.pad(skip_levels, (0, 1))
+                skip_levels[rows, lengths] = NO_LEVEL  # that of the item to come is what nobody knows
             lengths = lengths + 1
-        hidden, bias, masks = self._start(self.items(items), lengths)
+        hidden, bias, masks = self._start(self.items(items), lengths, skip_levels)
         for block in self.blocks[:-1]:
             hidden = block(hidden, bias, masks)
         # Of the last block nothing but one position is asked for.

@@ -186,7 +186,11 @@ def contrastive_negatives(
         places = torch.zeros(B, T + 1, dtype=torch.bool, device=items.device)
         is_positive = places.scatter_(1, torch.where(is_anchor, positive_at, T), True)[:, :T]
         positives = items.masked_fill(~is_positive, PADDING).flatten().sort().values[None]
-        return positives, (positives != PADDING) & ~repeats_before(positives)
+        is_real = (positives != PADDING) & ~repeats_before(positives)
+        if has_kernels(items.device):  # some half of the work; asking a GPU how many there are would wait for it
+            positives = positives[is_real][None]
+            is_real = torch.ones_like(positives, dtype=torch.bool)
+        return positives, is_real
     mask = first_occurrence(items, skipped & (items != PADDING))
     if scope in ("session", "released"):
         return items, mask

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from skiprec.batches import Batch, batches
-from skiprec.dataset import Dataset, Sessions, training_prefix
+from skiprec.batches import Batch, batches, training_sessions
+from skiprec.dataset import Dataset, Sessions
 from skiprec.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator, ModelScorer
 from skiprec.model import ModelConfig, SequenceEncoder
@@ -48,8 +48,14 @@ class TrainConfig:
     """Epochs without a better val/hr_at_10 before stopping."""
     max_grad_norm: float = 5.0
     """Gradients are scaled down to this L2 norm."""
-    only_targets: Literal["all"] = "all"
-    """Held-out targets that are evaluated: skipped ones stay in, and are reported apart as well."""
+    skip_threshold: int = 0
+    """Least skip level, 1 to 3, that counts as skipped in training; 0: the dataset's own. Evaluation's groups of heard
+    and skipped targets are by the dataset's always."""
+    session_share: float = 1.0
+    """Share of the sessions that is trained on: the same ones whatever the seed, a smaller share within a larger one.
+    All are evaluated."""
+    only_targets: Literal["all", "heard"] = "all"
+    """Held-out targets that are evaluated: with "all", skipped ones stay in, and are reported apart as well."""
     threads: int = 1
     """CPU threads. Part of the configuration: sums are split by thread, so numbers depend on it."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -67,6 +73,10 @@ class TrainConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+        if not 0 <= self.skip_threshold <= 3:
+            raise ValueError(f"skip_threshold is {self.skip_threshold}, expected 1 to 3, or 0 for the dataset's own")
+        if not 0 < self.session_share <= 1:
+            raise ValueError(f"session_share is {self.session_share}, expected more than 0 and at most 1")
         if self.patience >= self.max_epochs:
             raise ValueError(
                 f"patience ({self.patience}) must be smaller than max_epochs "
@@ -127,7 +137,8 @@ class Trainer:
         self.tracker = tracker or NullTracker()
         self.show_progress = show_progress
         self.should_stop = should_stop
-        self.sessions = training_prefix(dataset).to(self.device)
+        sessions = training_sessions(dataset, skip_threshold=config.skip_threshold, session_share=config.session_share)
+        self.sessions = sessions.to(self.device)
         is_popular = config.loss.alpha > 0 and config.loss.negative_scope == "popular"
         self.plays_up_to = plays_up_to(self.sessions, dataset.n_items) if is_popular else None
         self.evaluator = evaluator or Evaluator(dataset, "val", self.device, only_targets=config.only_targets)
@@ -249,11 +260,7 @@ class Trainer:
         """The model as it is, by every measure and group; and the rank of every target, by measure."""
         self.flush()
         self.model.eval()
-        ranks = evaluator.ranks(ModelScorer(self.model))
-        finer = evaluator.metrics(ranks, evaluator.finer_groups())
-        # Of the many finer groups the ranks tell everything; trackers get the one metric that is looked at.
-        shown = {name: value for name, value in finer.items() if name.endswith(("hr_at_10", "count"))}
-        return evaluator.metrics(ranks, evaluator.groups()) | shown, ranks
+        return evaluator.measure(ModelScorer(self.model))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the next epoch depends on: tensors by name (in use: a step changes them), and values."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from skiprec.batches import Batch, draw_masked_positions
 from skiprec.losses import masked_info_nce, next_positive
-from skiprec.model import SequenceEncoder
+from skiprec.model import NO_LEVEL, SequenceEncoder
 from skiprec.negatives import Scope, beside_sharers, contrastive_negatives, next_item_negatives
 from skiprec.randomness import generator
 from skiprec.sampled_softmax import SampledSoftmax
@@ -130,9 +130,10 @@ def training_loss(
     vectors = parts[0].view(*batch.items.shape, -1)  # (B, T, D)
     if masked is None:
         # The last item of a prefix is a target, never an input.
-        predicted = model.encode(vectors[:, :-1], batch.lengths - 1)
+        predicted = model.encode(vectors[:, :-1], batch.lengths - 1, batch.skip_levels[:, :-1])
     else:
-        predicted = model.encode(torch.where(masked[..., None], parts[1], vectors), batch.lengths)
+        shown = torch.where(masked[..., None], parts[1], vectors)
+        predicted = model.encode(shown, batch.lengths, batch.skip_levels.masked_fill(masked, NO_LEVEL))
     target, target_items, weight = next_item_targets(vectors, batch, masked, config.skipped_target_weight)
     weighted, nll = SampledSoftmax.apply(
         predicted,

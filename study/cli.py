@@ -163,16 +163,19 @@ def status(
     storage: Storage = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Print where a study stands: cells by state, best so far, time left, what failed.
+    """Print where a study and its confirming runs stand: cells by state, best so far, time left, what failed.
 
     Example: study status
     """
     from study.status import describe
-    from study.storage import database_errors, open_study, places
+    from study.storage import CONFIRM, database_errors, has_study, open_study, places
 
     where = places(mlruns, storage, tracking_uri)
     with database_errors(where):
-        print(describe(open_study(where, name)))
+        study = open_study(where, name)
+        print(describe(study))
+        if has_study(where, confirming := f"{study.study_name}{CONFIRM}"):
+            print(describe(open_study(where, confirming)))
 
 
 @app.command()

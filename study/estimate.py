@@ -15,7 +15,7 @@ from study.cells import Cell, attempts, cell_status, facts, is_abandoned
 
 CELLS_FOR_FIRST = 2
 """After so many complete cells the estimate is kept, to be compared with what the study took."""
-COSTLY = ("architecture", "batch_size", "dim", "feed_forward", "n_layers", "n_negatives", "negatives")
+COSTLY = ("architecture", "batch_size", "dim", "feed_forward", "n_layers", "n_negatives", "negatives", "session_share")
 """Settings that decide how long an epoch takes, beside those of the contrastive loss."""
 CONTRASTIVE = ("context", "negative_scope")
 """Those of the contrastive loss."""

@@ -283,6 +283,7 @@ def effective(flat: Mapping[str, Value]) -> dict[str, Value]:
     # Skip input reads levels; who is skipped matters to the losses alone.
     idle = idle | ONLY_WITH_SKIPS if flat["alpha"] == 0 and flat.get("skipped_target_weight", 1.0) == 1 else idle
     idle = idle | ONLY_SAMPLED if flat["negatives"] == "full" else idle
+    idle = idle | {"visible_positive"} if flat["context"] == "item" else idle
     return {name: value for name, value in flat.items() if name not in idle}
 
 

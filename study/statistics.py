@@ -8,6 +8,7 @@ with a seed's part, a session's part, and what is left: two crossed random facto
 is how the seeds' part is estimated. `difference` says how; `scripts/calibrate.py` measures how often it is right.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def difference(
 def mean(hits: Bool[np.ndarray, "K S"], among: Bool[np.ndarray, " S"] | None = None) -> Effect:
     """An arm's hit rate, as `difference`; its p is NaN, as nobody asks whether it is 0."""
     found = crossed_effect([(1.0, selected(hits, among))])
-    return Effect(**{name: getattr(found, name) for name in Effect.__slots__} | {"p": math.nan})
+    return dataclasses.replace(found, p=math.nan)
 
 
 def gap_difference(
@@ -179,6 +180,13 @@ def session_squares(values: Float[np.ndarray, "K n"]) -> tuple[float, float, int
     seeds = n * np.square(by_seed - grand).sum()
     total = np.square(values, dtype=np.float64).sum() - K * n * grand**2
     return sessions / (n - 1), max(0.0, total - sessions - seeds) / ((K - 1) * (n - 1)), n
+
+
+def around(effect: Effect, estimate: float) -> Effect:
+    """The same noise around another estimate: for one whose noise is that of a linear form."""
+    error, half = effect.standard_error, effect.high - effect.estimate
+    p = float(2 * stats.t.sf(abs(estimate) / error, effect.degrees_of_freedom)) if error else float(estimate == 0)
+    return dataclasses.replace(effect, estimate=estimate, low=estimate - half, high=estimate + half, p=p)
 
 
 def holm(p: Iterable[float]) -> list[float]:

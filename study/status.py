@@ -22,7 +22,8 @@ def describe(study: optuna.Study) -> str:
     if complete:
         best = max(complete, key=lambda t: t.value)
         settings = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in best.params.items())
-        lines.append(f"best so far: val HR@10 {best.value:.4f}, {best.user_attrs['arm']}: {settings}")
+        where = f"{best.user_attrs['arm']}: {settings}" if settings else best.user_attrs["arm"]
+        lines.append(f"best so far: val HR@10 {best.value:.4f}, {where}")
     workers = max(about.get("workers", 1), stage.running)
     left = seconds_left(about["recipe"], cells, trials, workers=workers, now=now)
     if left:

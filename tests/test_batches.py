@@ -1,31 +1,27 @@
 """Order of batches, and which positions a bidirectional model must guess."""
 
 import torch
+from conftest import dataset_of
 
-from skiprec.batches import batches, draw_masked_positions
+from skiprec.batches import batches, draw_masked_positions, training_sessions
 from skiprec.dataset import training_prefix
+
+
+def rows(part) -> list[tuple]:
+    """The sessions of a batch, or of a dataset's part."""
+    columns = (x.tolist() for x in (part.items, part.skip_levels, part.skipped, part.lengths))
+    return [tuple(map(str, row)) for row in zip(*columns, strict=True)]
 
 
 def rows_of(dataset, **options) -> list[list[tuple]]:
     """Each batch as a list of its sessions."""
-    return [
-        [
-            (tuple(i), tuple(s), n)
-            for i, s, n in zip(*(t.tolist() for t in (b.items, b.skipped, b.lengths)), strict=True)
-        ]
-        for b in batches(training_prefix(dataset), 50, **options)
-    ]
+    return [rows(batch) for batch in batches(training_prefix(dataset), 50, **options)]
 
 
 def test_every_session_comes_once_an_epoch_with_its_flags(dataset):
     found = rows_of(dataset, seed=1, epoch=1)
     assert [len(batch) for batch in found] == [50, 50, 20]
-    prefix = training_prefix(dataset)
-    expected = [
-        (tuple(i), tuple(s), n)
-        for i, s, n in zip(prefix.items.tolist(), prefix.skipped.tolist(), prefix.lengths.tolist(), strict=True)
-    ]
-    assert sorted(session for batch in found for session in batch) == sorted(expected)
+    assert sorted(session for batch in found for session in batch) == sorted(rows(training_prefix(dataset)))
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(dataset):
@@ -39,6 +35,44 @@ def test_the_order_depends_on_seed_and_epoch_alone(dataset):
 def test_the_position_mask_is_true_where_an_item_is(dataset):
     for batch in batches(training_prefix(dataset), 50, seed=1, epoch=1):
         assert torch.equal(batch.position_mask, batch.items != 0)
+
+
+def test_without_options_what_is_trained_on_is_every_training_prefix(dataset):
+    sessions, prefix = training_sessions(dataset), training_prefix(dataset)
+    for name in ("items", "skip_levels", "skipped", "lengths"):
+        assert torch.equal(getattr(sessions, name), getattr(prefix, name))
+
+
+def test_a_threshold_says_which_levels_are_skips():
+    """Levels of the prefix: 0, 1, 2, 3, then padding. The dataset's own threshold is 2."""
+    small = dataset_of([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5]], [[0, 1, 2, 3, 3, 3], [3, 2, 1, 3, 3]], n_items=9)
+    expected = {
+        0: [[False, False, True, True], [True, True, False, False]],
+        1: [[False, True, True, True], [True, True, True, False]],
+        2: [[False, False, True, True], [True, True, False, False]],
+        3: [[False, False, False, True], [True, False, False, False]],
+    }
+    for threshold, skipped in expected.items():
+        assert training_sessions(small, skip_threshold=threshold).skipped.tolist() == skipped
+
+
+def chosen(sessions: list[list[int]], share: float, digest: str = "one") -> list[int]:
+    """The first items, by which sessions are told apart here."""
+    small = dataset_of(sessions, n_items=2000, digest=digest)
+    return training_sessions(small, session_share=share).items[:, 0].tolist()
+
+
+def test_a_share_of_sessions_is_nested_in_larger_ones_and_drawn_by_the_dataset_alone():
+    sessions = [[i, 1, 2, 3] for i in range(1, 1001)]
+    tenth, third, all_of_them = (chosen(sessions, share) for share in (0.1, 0.3, 1.0))
+    assert (len(tenth), len(third), len(all_of_them)) == (100, 300, 1000)
+    assert set(tenth) < set(third) < set(all_of_them)
+    torch.manual_seed(5)  # the global state has no say
+    assert chosen(sessions, 0.1) == tenth
+    assert chosen(sessions, 0.1, digest="another") != tenth
+    assert sorted(third) == third
+    assert 400 < sum(third) / 300 < 600  # neither the first ones nor the last
+    assert len(chosen(sessions, 1e-6)) == 1
 
 
 def draw(lengths: list[int], mask_rate: float, mask_last_only: float, seed: int = 1) -> torch.Tensor:

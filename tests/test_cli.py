@@ -70,7 +70,8 @@ def test_from_logs_to_an_evaluated_model(tmp_path):
     assert prepared.stdout.startswith("150 sessions kept, ")
     assert "wrote data\nnext: skiprec describe data, or study run demo --data data\n" in prepared.stdout
     assert run(tmp_path, "skiprec", "describe", "data").stdout.startswith("dataset ")
-    trained = run(tmp_path, "skiprec", "train", "data", "--out", "run", *SETTINGS)
+    heard = ("--set", "only_targets=heard")  # which evaluate has to read from the run
+    trained = run(tmp_path, "skiprec", "train", "data", "--out", "run", *SETTINGS, *heard)
     assert trained.returncode == 0, trained.stderr
     assert re.fullmatch(
         r"Adam, dense for the item table: a step touches \d+% of its rows\n"
@@ -82,6 +83,7 @@ def test_from_logs_to_an_evaluated_model(tmp_path):
         shown = run(tmp_path, "skiprec", "evaluate", "run", "--split", split)
         assert shown.returncode == 0, shown.stderr
         assert shown.stdout.split()[:5] == ["model", "random", "most", "popular", "session-popular"]
+        assert re.search(rf"^{split}/popularity/first/full_hr_at_10( +[01][\d.]*){{7}}$", shown.stdout, re.MULTILINE)
         value = float(re.search(rf"{split}/hr_at_10 +([\d.]+)", shown.stdout)[1])
         if split == "val":
             metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

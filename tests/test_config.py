@@ -30,7 +30,7 @@ def refusal(values: dict) -> str:
         ({"context": 3}, "context is 3, expected 'session' or 'item'"),
         ({"architecture": "causal"}, "architecture is 'causal', expected 'unidirectional' or 'bidirectional'"),
         ({"norm": "none"}, "norm is 'none', expected 'pre' or 'post'"),
-        ({"only_targets": "heard"}, "only_targets is 'heard', expected 'all'"),
+        ({"only_targets": "new"}, "only_targets is 'new', expected 'all' or 'heard'"),
         (
             {"negative_scope": "future"},
             "negative_scope is 'future', expected 'session' or 'past' or 'other_session' or 'released' or 'random' or "
@@ -52,7 +52,7 @@ def test_a_bad_setting_is_told_with_place_and_expectation(values, message):
     assert refusal(values) == f"best.toml: {message}"
 
 
-@pytest.mark.parametrize("name", ["skip_threshold", "min_length", "max_length", "only_sessions_with_skips", "split"])
+@pytest.mark.parametrize("name", ["min_length", "max_length", "only_sessions_with_skips", "split"])
 def test_settings_of_preparing_are_sent_there(name):
     assert refusal({name: 3}) == (
         f"best.toml: '{name}' is settled when the logs are prepared: give it to `skiprec prepare`"

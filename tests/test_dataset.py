@@ -1,5 +1,6 @@
 """From a dataset folder to tensors: what training may see, what is held out, and that a changed folder is refused."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_logs import log_session, write_log
+from test_logs import log_row, log_session, write_log
 
 from skiprec.dataset import Dataset, held_out, load_dataset, training_prefix
 from skiprec.errors import DatasetError
@@ -48,6 +49,7 @@ def test_the_training_prefix_is_all_but_the_last_two_items(dataset):
     prefix = training_prefix(dataset)
     assert prefix.items.tolist() == [[1, 2, 0, 0], [3, 4, 5, 6], [1, 1, 2, 0]]
     assert prefix.skipped.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 1], [1, 0, 1, 0]]
+    assert prefix.skip_levels.tolist() == [[0, 2, 0, 0], [3, 1, 0, 2], [2, 0, 3, 0]]
     assert prefix.lengths.tolist() == [2, 4, 3]
 
 
@@ -63,10 +65,38 @@ def test_the_test_target_is_the_last_item_and_the_validation_item_is_known_by_th
     test = held_out(dataset, "test")
     assert test.inputs.items.tolist() == [[1, 2, 3, 0, 0], [3, 4, 5, 6, 7], [1, 1, 2, 5, 0]]
     assert test.inputs.skipped.int().tolist() == [[0, 1, 0, 0, 0], [1, 0, 0, 1, 1], [1, 0, 1, 0, 0]]
+    assert test.inputs.skip_levels.tolist() == [[0, 2, 0, 0, 0], [3, 1, 0, 2, 2], [2, 0, 3, 0, 0]]
     assert test.inputs.lengths.tolist() == [3, 5, 4]
     assert test.targets.tolist() == [1, 7, 2]
     assert test.target_skipped.tolist() == [True, False, False]
     assert test.target_repeated.tolist() == [True, True, True]
+
+
+def test_a_target_is_told_by_its_own_rows_context_its_plays_and_its_whole_session(tmp_path):
+    """The context changes within a session; of a b, c d e f and a a b a third is 3 plays: a, then b c d, then e f."""
+    items = {"1": "abca", "2": "cdefgg", "3": "aabeb"}
+    last = {"1": ["radio", "charts", "catalog"], "2": ["catalog", "mine", "radio"], "3": ["radio", "radio", "charts"]}
+    rows = [
+        log_row(session, i + 1, len(played), item, context=(["radio"] * (len(played) - 3) + last[session])[i])
+        for session, played in items.items()
+        for i, item in enumerate(played)
+    ]
+    prepare_logs([write_log(tmp_path / "log.csv", rows)], tmp_path / "data", config=CONFIG, progress=False)
+    dataset = load_dataset(tmp_path / "data")
+    thirds = {"a": 0, "b": 1, "c": 1, "d": 1, "e": 2, "f": 2, "g": 2}
+    for split, back in (("val", -2), ("test", -1)):
+        asked = held_out(dataset, split)
+        assert [dataset.context_names[i] for i in asked.target_context] == [last[session][back] for session in items]
+        assert asked.target_third.tolist() == [thirds[session[back]] for session in items.values()]
+        assert asked.session_lengths.tolist() == [4, 6, 5]
+
+
+def test_some_sessions_are_those_rows_of_every_part(dataset):
+    """By a slice and by numbers."""
+    prefix = training_prefix(dataset)
+    for rows in (slice(1, 3), torch.tensor([2, 0])):
+        for field in dataclasses.fields(prefix):
+            assert torch.equal(getattr(prefix.of(rows), field.name), getattr(prefix, field.name)[rows])
 
 
 def test_held_out_rows_do_not_reach_the_training_prefix(tmp_path, folder, dataset):

@@ -1,6 +1,8 @@
 """Questions and ranks: candidates, ties, groups, and that nobody's neighbours in a batch matter."""
 
 import dataclasses
+import posixpath
+import re
 from collections import Counter
 from math import log2
 
@@ -9,6 +11,8 @@ import pytest
 import slow_reference
 import torch
 from conftest import dataset_of, small_config
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import skiprec.evaluation
 from skiprec.dataset import popularity_thirds
@@ -324,6 +328,37 @@ def test_ranks_are_those_of_the_slow_loop_and_nan_where_a_measure_does_not_ask(s
         assert {name: None if rank[i].isnan() else rank[i].item() for name, rank in ranks.items()} == slow
 
 
+@pytest.mark.parametrize("only_targets", ["all", "heard"])
+def test_measuring_is_every_metric_of_every_group_from_one_set_of_ranks(some, only_targets):
+    """What the single measures say, and HR@10 and counts of the finer groups."""
+    evaluator = Evaluator(some, "test", only_targets=only_targets)
+    scorer = TableScorer(N_ITEMS)
+    metrics, ranks = evaluator.measure(scorer)
+    for measure, rank in evaluator.ranks(scorer).items():
+        assert torch.equal(ranks[measure].nan_to_num(), rank.nan_to_num())
+    single = evaluator.sampled(scorer) | evaluator.full(scorer)
+    assert single.items() <= metrics.items()
+    finer = evaluator.metrics(ranks, evaluator.finer_groups())
+    rest = metrics.keys() - single.keys()
+    assert rest == {name for name in finer if name.endswith(("hr_at_10", "count"))}
+    assert all(metrics[name] == finer[name] for name in rest)
+
+
+def test_scorers_are_shown_the_skip_levels_of_the_inputs_and_no_others(some):
+    """Of each session those before its target."""
+    shown = []
+
+    class Watching(TableScorer):
+        def catalogue_scores(self, inputs):
+            shown.extend(zip(inputs.skip_levels.tolist(), inputs.lengths.tolist(), strict=True))
+            return super().catalogue_scores(inputs)
+
+    Evaluator(some, "val").full(Watching(N_ITEMS))
+    for (levels, n), whole, length in zip(shown, some.skip_levels.tolist(), some.lengths.tolist(), strict=True):
+        assert n == length - 2
+        assert levels == whole[:n] + [0] * (len(levels) - n)
+
+
 def test_with_heard_targets_alone_skipped_ones_are_in_no_metric(some):
     """The same numbers as the heard group's, whatever the measure."""
     every, heard = Evaluator(some, "val"), Evaluator(some, "val", only_targets="heard")
@@ -372,6 +407,22 @@ def test_finer_groups_are_those_of_a_loop(some):
 def test_names_from_data_become_parts_of_metric_names_and_stay_apart():
     """MLflow refuses most signs."""
     assert metric_names(["radio", "a<b", "a>b", "", "a/b"]) == ["radio", "a_b", "a_b_2", "_", "a_b_3"]
+    assert metric_names(["a<b", "a>b", "a_b_2", "a_b"]) == ["a_b_3", "a_b_4", "a_b_2", "a_b"]  # its own name stays
+    assert metric_names([".", "..", "_", "x" * 300]) == ["__2", "__3", "_", "x" * 200]
+
+
+@given(st.lists(st.text(st.sampled_from("ab_.<>/ 2é\n")) | st.text(min_size=190, max_size=400), unique=True))
+@example(["é" * 200 + "a", "é" * 200 + "b", "_" * 200])
+def test_any_names_from_data_become_different_names_that_mlflow_takes(names):
+    """By its rules for metrics: these signs, 250 characters, and a path that is as short as it can be."""
+    parts = metric_names(names)
+    assert len(set(parts)) == len(names)
+    for name, part in zip(names, parts, strict=True):
+        whole = f"test/context/{part}/full_new_hr_at_10"
+        assert re.fullmatch(r"[A-Za-z0-9_. /-]+", whole)
+        assert posixpath.normpath(whole) == whole
+        assert len(whole) <= 250
+        assert part == name or len(name) > 200 or re.search(r"[^A-Za-z0-9_. -]", name) or not name.strip(".")
 
 
 @pytest.mark.parametrize(

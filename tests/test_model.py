@@ -613,3 +613,78 @@ def test_dropout_acts_where_pytorchs_encoder_layer_has_it(norm):
 def test_the_highest_rates_below_1_are_possible():
     """As `ModelConfig` says: 0 or more and less than 1."""
     assert masks_of(0.999999, 8).take((8,)).isfinite().all()
+
+
+LEVELS = torch.tensor([[0, 1, 2, 3, 0, 2], [3, 0, 1, 0, 0, 0], [2, 0, 0, 0, 0, 0]], dtype=torch.int8)
+
+
+def make_with_levels(**config) -> SequenceEncoder:
+    """As `make`, with an embedding of the levels that tells them apart."""
+    model = make(skip_input=True, **config)
+    with torch.no_grad():
+        model.skip_levels.weight[:4] = torch.randn(4, 16, dtype=torch.float64)
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["unidirectional", "bidirectional"])
+@torch.no_grad()
+def test_a_skip_level_adds_its_embedding_to_its_item(architecture):
+    """The same numbers from inputs to which it was added by hand."""
+    model, plain = make_with_levels(architecture=architecture), make(architecture=architecture)
+    vectors = model.items(SESSIONS) + model.skip_levels.weight[LEVELS.long()]
+    assert close(model(SESSIONS, LENGTHS, LEVELS)[REAL], plain.encode(vectors, LENGTHS)[REAL])
+    assert (model(SESSIONS, LENGTHS, LEVELS) - plain(SESSIONS, LENGTHS))[REAL].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ["unidirectional", "bidirectional"])
+@torch.no_grad()
+def test_serving_reads_the_level_of_every_item_of_the_history_and_none_at_the_mask(architecture):
+    model = make_with_levels(architecture=architecture)
+    before = model.next_item(SESSIONS, LENGTHS, LEVELS)
+    if architecture == "unidirectional":
+        hidden = model(SESSIONS, LENGTHS, LEVELS)
+        assert close(before, torch.stack([hidden[0, 5], hidden[1, 2], hidden[2, 0]]))
+    else:
+        items, levels = (torch.nn.functional.pad(x, (0, 1)) for x in (SESSIONS, LEVELS))
+        items[[0, 1, 2], LENGTHS], levels[[0, 1, 2], LENGTHS] = model.mask_index, 4
+        hidden = model(items, LENGTHS + 1, levels)
+        assert close(before, torch.stack([hidden[0, 6], hidden[1, 3], hidden[2, 1]]))
+    for i in range(6):
+        changed = LEVELS.clone()
+        changed[0, i] = (changed[0, i] + 1) % 4
+        assert (model.next_item(SESSIONS, LENGTHS, changed) - before)[0].abs().max() > 1e-6
+    padded = LEVELS.masked_fill(~REAL, 3)
+    assert close(model.next_item(SESSIONS, LENGTHS, padded), before)
+    assert LEVELS.max() == 3  # what is handed in stays as it was
+
+
+@torch.no_grad()
+def test_a_later_level_changes_nothing_at_a_position_of_a_causal_model():
+    model = make_with_levels()
+    before = model(SESSIONS, LENGTHS, LEVELS)
+    changed = LEVELS.clone()
+    changed[0, 3:] = 1
+    assert close(model(SESSIONS, LENGTHS, changed)[0, :3], before[0, :3])
+
+
+@pytest.mark.parametrize("serve", [False, True])
+def test_a_model_with_skip_input_needs_levels(serve):
+    model = make_with_levels()
+    with pytest.raises(
+        ValueError, match=r"^the model has skip_input, so it needs the skip levels of its input items, go"
+    ):
+        (model.next_item if serve else model)(SESSIONS, LENGTHS)
+
+
+@torch.no_grad()
+def test_a_model_without_skip_input_does_not_read_levels():
+    model = make()
+    assert torch.equal(model.next_item(SESSIONS, LENGTHS, LEVELS), model.next_item(SESSIONS, LENGTHS))
+
+
+@pytest.mark.parametrize("init", ["normal", "paper", "torch"])
+def test_skip_input_shifts_no_other_initial_weight(init):
+    without, model = make(init=init).state_dict(), make(init=init, skip_input=True).state_dict()
+    assert model.keys() - without.keys() == {"skip_levels.weight"}
+    assert all(torch.equal(model[name], value) for name, value in without.items())
+    assert not model["skip_levels.weight"].any()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import small_config
 
+from skiprec.baselines import baselines
 from skiprec.checkpoint import weights_digest
 from skiprec.dataset import Dataset, held_out, load_dataset, training_prefix
 from skiprec.prepare import prepare_logs
@@ -23,6 +24,9 @@ VARIANTS = {
     "random": {"negative_scope": "random"},
     "popular": {"negative_scope": "popular"},
     "in batch": {"negative_scope": "in_batch"},
+    "skip input": {"skip_input": True},
+    "skip input, bidirectional": {"skip_input": True, "architecture": "bidirectional"},
+    "threshold": {"skip_threshold": 1},
     "skipped targets left out": {"skipped_target_weight": 0.0},
     "whole catalogue": {"negatives": "full"},
     "batch negatives": {"negatives": "batch"},
@@ -125,3 +129,25 @@ def test_one_row_of_a_prefix_does_reach_the_weights(rows, original, what, tmp_pa
     dataset = prepared(changed, tmp_path / "d")
     assert dataset.n_items == original.n_items  # so that nothing but the row is another
     assert trained(dataset)[0] != trained(original)[0]
+
+
+def test_held_out_rows_do_not_reach_the_baselines(original, edited):
+    """Asked the same, all answer the same, though what they are asked in evaluation is another."""
+    inputs = training_prefix(original)
+    scorers = baselines(edited)
+    for name, scorer in baselines(original).items():
+        assert scorer.catalogue_scores(inputs).equal(scorers[name].catalogue_scores(inputs)), name
+
+
+@pytest.mark.parametrize("name", ["most popular", "session-popular", "Markov", "item-kNN", "session-kNN"])
+def test_one_row_of_a_prefix_does_reach_the_baselines(rows, original, name, tmp_path):
+    """The contrast: the last prefix row of one session is changed."""
+    at = next(i for i, row in enumerate(rows) if int(row["session_position"]) == int(row["session_length"]) - 2)
+    other = next(row["track_id_clean"] for row in rows if row["track_id_clean"] != rows[at]["track_id_clean"])
+    changed = list(rows)
+    changed[at] = rows[at] | {"track_id_clean": other}
+    dataset = prepared(changed, tmp_path / "d")
+    assert dataset.n_items == original.n_items  # so that nothing but the row is another
+    inputs = training_prefix(original)
+    before, after = (baselines(d)[name].catalogue_scores(inputs)[:, 1:] for d in (original, dataset))
+    assert not before.equal(after)

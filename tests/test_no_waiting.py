@@ -26,12 +26,14 @@ B, T, D = 4, 6, 8
 
 def one_step(architecture: str, mode: str, scope: str, alpha: float) -> None:
     """As `Trainer.step` does it where updates are deferred, twice."""
-    config = ModelConfig(architecture=architecture, dim=D, n_layers=1, n_heads=2, feed_forward=D, init="torch")
+    config = ModelConfig(
+        architecture=architecture, dim=D, n_layers=1, n_heads=2, feed_forward=D, init="torch", skip_input=True
+    )
     model = SequenceEncoder(config, 50, T)
     table, *rest = model.parameters()
     optimizers = DeferredAdam([table]), torch.optim.Adam(rest, fused=True)
     items = torch.randint(1, 51, (B, T))
-    batch = Batch(items, torch.rand(B, T) < 0.5, torch.full((B,), T))
+    batch = Batch(items, torch.randint(4, (B, T), dtype=torch.int8), torch.rand(B, T) < 0.5, torch.full((B,), T))
     loss = LossConfig(alpha=alpha, negatives=mode, negative_scope=scope, n_negatives=5, skipped_target_weight=0.5)
     buffers, plays = Buffers(D, torch.float32, items.device), torch.arange(51)
     for step in (1, 2):

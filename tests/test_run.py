@@ -276,7 +276,9 @@ def test_ranks_and_groups_of_every_target_are_kept_by_session(dataset, whole):
     assert table["length"].tolist() == [len(items) for items in rows["items"].to_pylist()]
     assert table["skipped"].tolist() == [levels[-2] >= 2 for levels in rows["skip_levels"].to_pylist()]
     assert table["repeated"].tolist() == [items[-2] in items[:-2] for items in rows["items"].to_pylist()]
+    assert table["popularity"].tolist() == evaluator.questions.target_third.tolist()
     assert table.columns.tolist() == [*ranks, "skipped", "repeated", "context", "popularity", "length"]
+    assert table.dtypes.tolist() == ["float32"] * 3 + ["bool"] * 2 + ["category", "int8", "int32"]
 
 
 def test_a_run_is_measured_on_test_when_that_is_asked_for_and_not_before(dataset, tmp_path, monkeypatch):
@@ -293,9 +295,36 @@ def test_a_run_is_measured_on_test_when_that_is_asked_for_and_not_before(dataset
     model, _ = load_model(tmp_path / "run", dataset)
     with torch.no_grad():
         ranks = Evaluator(dataset, "test").ranks(ModelScorer(model))
+    assert metrics.keys() >= {"test/nll", "test/skip_gap", "test/popularity/last/full_new_count"}
     assert metrics["test/hr_at_10"] == (ranks["sampled"] <= 10).double().mean().item()
     assert json.loads((tmp_path / "run" / METRICS).read_text())["test/hr_at_10"] == metrics["test/hr_at_10"]
     assert pd.read_parquet(tmp_path / "run" / "ranks_test.parquet")["sampled"].tolist() == ranks["sampled"].tolist()
     told = dict(tracker.told)  # of each epoch what was said last
     assert told[run.trainer.best_epoch]["test/hr_at_10"] == metrics["test/hr_at_10"]
     assert ("artifact", "ranks_test.parquet") in tracker.told
+
+
+def test_evaluators_that_are_handed_in_are_asked_and_none_is_made(dataset, tmp_path, monkeypatch):
+    """Candidates are drawn once for all runs of a worker."""
+    evaluators = {split: Evaluator(dataset, split) for split in ("val", "test")}
+    monkeypatch.setattr(skiprec.evaluation, "draw_candidates", lambda *args: pytest.fail("drawn again"))
+    run = make(dataset, tmp_path / "run", evaluators=evaluators)
+    for _ in run.epochs():
+        pass
+    metrics = run.finish(("val", "test"))
+    with torch.no_grad():
+        expected, _ = evaluators["test"].measure(ModelScorer(run.trainer.model))
+    assert expected.items() <= metrics.items()
+
+
+def test_a_run_of_heard_targets_asks_about_no_others(dataset, tmp_path):
+    """On every split, at each epoch and at the chosen one."""
+    run = make(dataset, tmp_path / "run", dataclasses.replace(CONFIGURED, only_targets="heard"))
+    for result in run.epochs():
+        assert result.metrics["val/skipped/count"] == 0
+    metrics = run.finish(("val", "test"))
+    for split in ("val", "test"):
+        table = pd.read_parquet(tmp_path / "run" / f"ranks_{split}.parquet")
+        assert 0 < table["skipped"].sum() < len(table)
+        assert table["sampled"].isna().tolist() == table["skipped"].tolist()
+        assert metrics[f"{split}/count"] == metrics[f"{split}/full_count"] == (~table["skipped"]).sum()

@@ -134,7 +134,7 @@ def test_a_run_says_what_it_was_made_from(finished):
         )
         assert not any(name.startswith("test/") for name in record.data.metrics)
         names = {a.path for a in client.list_artifacts(record.info.run_id)}
-        assert names == {"best.safetensors", "config.toml", "metrics.json", "run.json"}
+        assert names == {"best.safetensors", "config.toml", "metrics.json", "ranks_val.parquet", "run.json"}
         assert record.inputs.dataset_inputs[0].dataset.digest == attrs["dataset_digest"][:8]
     assert client.get_run(attrs["parent_run"]).info.status == "FINISHED"
 

@@ -22,6 +22,7 @@ VARIANTS = [
     {},
     {"architecture": "bidirectional", "context": "session", "negatives": "batch"},
     {"negative_scope": "random", "norm": "post", "positions": "from_start"},
+    {"negative_scope": "popular", "skip_input": True, "session_share": 0.5, "skip_threshold": 1},
 ]
 
 
@@ -201,7 +202,7 @@ def test_metrics_have_the_trackers_names_and_parts_add_up(dataset):
 
 
 @both_optimizers
-@pytest.mark.parametrize("only", [{"alpha": 0.0}, {"alpha": 0.5}])
+@pytest.mark.parametrize("only", [{"alpha": 0.0}, {"alpha": 0.5}, {"skip_input": True}])
 def test_every_step_is_adam_with_the_configured_numbers(dataset, only):
     """The first step of Adam moves each weight by lr * g / (|g| + eps), the gradient's own size divided out."""
     t = trainer(dataset, learning_rate=0.03, max_grad_norm=1e9, **only)
@@ -347,6 +348,9 @@ def test_a_catalogue_with_nothing_to_draw_is_refused():
         ({"weight_decay": math.nan}, "weight_decay is nan, expected 0 or more"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0, expected more than 0"),
         ({"learning_rate": math.inf}, "learning_rate is inf, expected more than 0"),
+        ({"skip_threshold": 4}, "skip_threshold is 4, expected 1 to 3, or 0 for the dataset's own"),
+        ({"session_share": 0.0}, "session_share is 0.0, expected more than 0 and at most 1"),
+        ({"session_share": math.nan}, "session_share is nan, expected more than 0 and at most 1"),
         ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0, expected more than 0"),
     ],
 )
@@ -360,7 +364,10 @@ def test_the_defaults_are_those_of_semantics():
     config = TrainConfig()
     assert (config.learning_rate, config.batch_size, config.max_epochs, config.patience) == (0.001, 128, 24, 5)
     assert (config.max_grad_norm, config.weight_decay) == (5.0, 0.0)
+    assert (config.skip_threshold, config.session_share, config.only_targets) == (0, 1.0, "all")
     loss = config.loss
+    assert loss.skipped_target_weight == 1.0
+    assert not config.model.skip_input
     assert (loss.alpha, loss.beta, loss.context, loss.temperature, loss.n_negatives) == (0.5, 0.5, "item", 0.1, 1000)
     assert (loss.negative_scope, loss.anchors, loss.visible_positive, loss.negatives) == (
         "session",
@@ -467,3 +474,33 @@ def test_with_the_whole_catalogue_as_negatives_no_row_is_deferred(dataset):
     assert not t.defers
     losses = [r.metrics["train/nll"] for r in t.epochs()]
     assert math.log(dataset.n_items) > losses[0] > losses[1] > losses[2]
+
+
+def test_a_share_of_the_sessions_is_trained_on_and_all_are_evaluated(dataset):
+    t = trainer(dataset, session_share=0.25, max_epochs=1, patience=0)
+    (result,) = t.epochs()
+    assert len(t.sessions.lengths) == 30
+    assert result.metrics["val/count"] == 120
+
+
+def test_the_trainer_trains_by_its_own_threshold(dataset):
+    """Evaluation's groups stay as they are."""
+    counts = set()
+    for threshold in (1, 2, 3):
+        t = trainer(dataset, skip_threshold=threshold, max_epochs=1, patience=0)
+        assert torch.equal(t.sessions.skipped, t.sessions.skip_levels >= threshold)
+        (result,) = t.epochs()
+        counts.add(result.metrics["val/skipped/count"])
+    assert len(counts) == 1
+
+
+@pytest.mark.parametrize("architecture", ["unidirectional", "bidirectional"])
+def test_skip_input_changes_no_other_initial_weight_and_is_learnt(dataset, architecture):
+    without = trainer(dataset, architecture=architecture, init="paper")
+    t = trainer(dataset, architecture=architecture, init="paper", skip_input=True)
+    state = t.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in without.model.state_dict().items())
+    assert not t.model.skip_levels.weight.any()
+    list(t.epochs())
+    assert t.model.skip_levels.weight[:4].any(1).all()
+    assert not t.model.skip_levels.weight[4].any()

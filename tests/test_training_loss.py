@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
+import skiprec.negatives
 import skiprec.training_loss
 from skiprec.batches import Batch, draw_masked_positions
 from skiprec.losses import sampled_softmax_nll
@@ -97,7 +98,12 @@ def training_loss(model: SequenceEncoder, batch: Batch, config: LossConfig, draw
 
 def batch_of(items: list[list[int]], skipped: list[list[bool]], lengths: list[int] | None = None) -> Batch:
     lengths = lengths or [len(row) for row in items]
-    return Batch(torch.tensor(items), torch.tensor(skipped), torch.tensor(lengths))
+    return with_levels(torch.tensor(items), torch.tensor(skipped), torch.tensor(lengths))
+
+
+def with_levels(items: torch.Tensor, skipped: torch.Tensor, lengths: torch.Tensor) -> Batch:
+    """Levels 2 and 3 where skipped, else 0 and 1; 0 at padding."""
+    return Batch(items, ((2 * skipped + items % 2) * (items > 0)).to(torch.int8), skipped, lengths)
 
 
 def random_batch(rng: np.random.Generator, n_items: int, B: int, T: int) -> Batch:
@@ -107,7 +113,7 @@ def random_batch(rng: np.random.Generator, n_items: int, B: int, T: int) -> Batc
     items = np.where(is_real, rng.integers(1, n_items + 1, size=(B, T)), 0)
     skip_rate = rng.choice([0.0, 0.3, 0.6, 1.0], size=(B, 1))
     skipped = is_real & (rng.random((B, T)) < skip_rate)
-    return Batch(torch.tensor(items), torch.tensor(skipped), torch.tensor(lengths))
+    return with_levels(torch.tensor(items), torch.tensor(skipped), torch.tensor(lengths))
 
 
 # Three sessions with skips, replays, an item of the next session, and padding.
@@ -182,6 +188,17 @@ def test_the_contrastive_loss_is_the_slow_one(scope, context, architecture, anch
     shapes = [(1, 6), (2, 4), (3, 7), (5, 5), (5, 8), (4, 9)] * 3
     losses = [compare_contrastive(rng, B, T, 12, *options) for B, T in shapes]
     assert sum(loss > 0 for loss in losses) >= 5  # comparing nothing with nothing shows nothing
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_contrastive_loss_is_the_slow_one_where_no_shape_depends_on_data(monkeypatch, context, architecture):
+    """As on a GPU, where the batch's positives stand among as many places as the batch has."""
+    monkeypatch.setattr(skiprec.negatives, "has_kernels", lambda device: False)
+    rng = np.random.default_rng(7)
+    shapes = [(1, 6), (2, 4), (3, 7), (5, 8)] * 3
+    losses = [compare_contrastive(rng, B, T, 12, "in_batch", context, architecture, "all", False) for B, T in shapes]
+    assert sum(loss > 0 for loss in losses) >= 5
 
 
 @settings(max_examples=150, deadline=None)
@@ -386,9 +403,7 @@ def test_padding_is_as_if_absent(scope, architecture):
     """Three more columns of padding, marked skipped, change nothing."""
     rng = np.random.default_rng(3)
     batch = RICH
-    wide = Batch(
-        torch.nn.functional.pad(batch.items, (0, 3)), torch.nn.functional.pad(batch.skipped, (0, 3)), batch.lengths
-    )
+    wide = with_levels(F.pad(batch.items, (0, 3)), F.pad(batch.skipped, (0, 3)), batch.lengths)
     masked = random_masked(rng, batch) if architecture == "bidirectional" else None
     predicted, table = random_vectors(rng, batch, 9, 6 if masked is not None else 5)
     wide_masked = None if masked is None else torch.nn.functional.pad(masked, (0, 3))
@@ -454,12 +469,10 @@ def test_the_gradient_of_the_next_item_loss_is_its_slope(mode):
     )
 
 
-def tiny_model(architecture: str) -> SequenceEncoder:
+def tiny_model(architecture: str, **changes) -> SequenceEncoder:
     torch.manual_seed(1)
-    config = ModelConfig(
-        architecture=architecture, dim=8, n_layers=1, n_heads=2, feed_forward=8, dropout=0.0, init="torch"
-    )
-    return SequenceEncoder(config, 12, 6).double()
+    small = {"dim": 8, "n_layers": 1, "n_heads": 2, "feed_forward": 8, "dropout": 0.0, "init": "torch"}
+    return SequenceEncoder(ModelConfig(architecture=architecture, **small, **changes), 12, 6).double()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -528,10 +541,10 @@ def inputs_of(model: SequenceEncoder) -> list:
     """What the encoder is shown from now on: the items whose embeddings these are, and the lengths."""
     shown, encode = [], model.encode
 
-    def spy(vectors, lengths):
+    def spy(vectors, lengths, skip_levels):
         table = model.items.weight.detach()
         shown.append(((vectors.detach()[:, :, None] == table).all(-1).double().argmax(-1), lengths))
-        return encode(vectors, lengths)
+        return encode(vectors, lengths, skip_levels)
 
     model.encode = spy
     return shown
@@ -554,13 +567,14 @@ def plain_loss(model: SequenceEncoder, batch: Batch, config: LossConfig, draw: t
     """The loss of a step from the whole table, by autograd alone."""
     table, masked = model.items.weight, None
     if model.is_causal:
-        predicted = model(batch.items[:, :-1], batch.lengths - 1)
+        predicted = model(batch.items[:, :-1], batch.lengths - 1, batch.skip_levels[:, :-1])
     else:
         width = batch.items.shape[1]
         masked = draw_masked_positions(
             batch.lengths, width, config.mask_rate, config.mask_last_only, generator("cpu", *draw, "mask")
         )
-        predicted = model(batch.items.masked_fill(masked, model.mask_index), batch.lengths)
+        levels = batch.skip_levels.masked_fill(masked, 4)
+        predicted = model(batch.items.masked_fill(masked, model.mask_index), batch.lengths, levels)
     weight = config.skipped_target_weight
     if config.negatives == "full":
         nll = full_next_item_loss(predicted, table, batch, masked, 12, weight)
@@ -576,10 +590,10 @@ def plain_loss(model: SequenceEncoder, batch: Batch, config: LossConfig, draw: t
     return loss
 
 
-def compare_gradients(architecture: str, config: LossConfig) -> None:
+def compare_gradients(architecture: str, config: LossConfig, **changes) -> None:
     """Loss, and gradient of every parameter, from touched rows as from the table itself; padding's row apart."""
     batch = random_batch(np.random.default_rng(8), 12, 5, 6)
-    plain, model = tiny_model(architecture), tiny_model(architecture)
+    plain, model = tiny_model(architecture, **changes), tiny_model(architecture, **changes)
     expected = plain_loss(plain, batch, config, (1, 2, 3))
     expected.backward()
     parts = training_loss(model, batch, config, (1, 2, 3))
@@ -621,6 +635,33 @@ def test_a_steps_gradients_are_those_of_autograd_over_the_whole_table(architectu
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_so_they_are_where_skipped_targets_weigh_another(architecture, mode, weight):
     compare_gradients(architecture, LossConfig(negatives=mode, n_negatives=10, skipped_target_weight=weight))
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_so_they_are_with_skip_levels_among_the_inputs(architecture, context):
+    config = LossConfig(context=context, n_negatives=10, visible_positive=True)
+    compare_gradients(architecture, config, skip_input=True)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_level_of_what_is_to_be_guessed_is_not_shown(architecture):
+    """A causal model is shown those of its inputs; a masked one none where it has to guess."""
+    model, shown = tiny_model(architecture, skip_input=True), []
+    model.skip_levels.register_forward_hook(lambda _, args, output: shown.append((args[0], output)))
+    with torch.no_grad():
+        model.skip_levels.weight[:4] += 1 + torch.arange(4.0)[:, None]
+    encoded = inputs_of(model)
+    batch = random_batch(np.random.default_rng(8), 12, 4, 6)
+    training_loss(model, batch, LossConfig(alpha=0.0, n_negatives=3, mask_rate=0.5), (1, 1, 1))
+    ((levels, added),), ((inputs, _),) = shown, encoded
+    if model.is_causal:
+        assert torch.equal(levels, batch.skip_levels[:, :-1].long())
+    else:
+        is_mask = inputs == model.mask_index
+        assert is_mask.any()
+        assert not added[is_mask].any()
+        assert torch.equal(levels[~is_mask], batch.skip_levels[~is_mask].long())
 
 
 def test_by_hand_a_skipped_target_counts_by_its_weight():

@@ -19,13 +19,13 @@ from study.report._page import best_toml, sections, top
 from study.report._render import html_page, markdown_environment, markdown_page, markdown_table, markdown_text
 from study.report._summary import finite, summary, tables
 from study.storage import CONFIRM, Places, database_errors, has_study, open_study
-from study.tracking import open_tracker, read_ranks
+from study.tracking import log_report, open_tracker, read_ranks
 
 __all__ = ["Table", "markdown_environment", "markdown_table", "markdown_text", "note", "report_study", "write_report"]
 
 
 def report_study(where: Places, name: str | None, out: Path) -> list[Path]:
-    """Write the report on a study, with its confirming runs where there are any.
+    """Write the report on a study, with its confirming runs where there are any, and keep it with the study's run.
 
     Args:
         where: The study's databases.
@@ -46,12 +46,14 @@ def report_study(where: Places, name: str | None, out: Path) -> list[Path]:
             study = open_study(where, study.user_attrs["confirms"])
         confirming = f"{study.study_name}{CONFIRM}"
         client = open_tracker(where)
-        return write_report(
+        paths = write_report(
             study,
             out,
             confirming=open_study(where, confirming) if has_study(where, confirming) else None,
             read_ranks=lambda run_id: read_ranks(client, run_id, "test"),
         )
+        log_report(client, study.user_attrs["parent_run"], out, note(out))
+    return paths
 
 
 def write_report(

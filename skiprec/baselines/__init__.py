@@ -1,0 +1,54 @@
+"""Recommenders without a model. A study that does not show them cannot say what it learnt.
+
+They learn from training prefixes alone, and work with numpy on the CPU wherever the questions lie.
+"""
+
+import functools
+
+import numpy as np
+from jaxtyping import Int, Int64
+from torch import Tensor
+
+from skiprec.baselines._evidence import ByEvidence, Evidence, Random
+from skiprec.baselines._last_item import item_knn, markov
+from skiprec.baselines._lists import Incidence, distinct
+from skiprec.baselines._session_knn import SessionKnn
+from skiprec.dataset import Dataset, training_prefix
+from skiprec.evaluation import Evaluator, Scorer
+
+# B sessions at a time, T positions, R items in the catalogue and padding.
+
+
+def nothing(items: Int64[np.ndarray, "B T"], lengths: Int64[np.ndarray, " B"]) -> Evidence:
+    """No evidence: every item by its plays."""
+    none = np.empty(0, dtype=np.int64)
+    return Evidence(none, none, none.astype(np.float64))
+
+
+def own_tracks(
+    items: Int64[np.ndarray, "B T"], lengths: Int64[np.ndarray, " B"], *, plays: Int[Tensor, " R"]
+) -> Evidence:
+    """The session's own tracks, among them by plays; the last input may have none."""
+    rows, own, _ = distinct(items)
+    return Evidence(rows, own, plays.numpy()[own] + 1.0)
+
+
+def baselines(dataset: Dataset) -> dict[str, Scorer]:
+    """Every baseline by its name in reports."""
+    seen = training_prefix(dataset)
+    incidence = Incidence.of(seen, dataset.n_items)
+    evidence = {
+        "most popular": nothing,
+        "session-popular": functools.partial(own_tracks, plays=dataset.plays),
+        "Markov": markov(seen, dataset.n_items),
+        "item-kNN": item_knn(incidence),
+        "session-kNN": SessionKnn(incidence),
+    }
+    return {"random": Random(dataset.n_items)} | {
+        name: ByEvidence(dataset.plays, find) for name, find in evidence.items()
+    }
+
+
+def evaluate_baselines(dataset: Dataset, evaluator: Evaluator) -> dict[str, dict[str, float]]:
+    """Every baseline's metrics, on the same questions as the model's."""
+    return {name: evaluator.sampled(s) | evaluator.full(s) for name, s in baselines(dataset).items()}

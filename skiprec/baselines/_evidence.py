@@ -1,0 +1,159 @@
+"""Scorers that have something to say of a few items of each session, and order the rest by plays."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64, Int, Int64
+from torch import Tensor
+
+from skiprec.baselines._lists import distinct
+from skiprec.dataset import Sessions
+from skiprec.randomness import counter_bits
+
+# B sessions at a time, T positions, C candidates a session, R items in the catalogue and padding, N pieces of evidence.
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for items: each pair of session and item once, sessions ascending."""
+
+    rows: Int64[np.ndarray, " N"]
+    """Which session of the block."""
+    items: Int64[np.ndarray, " N"]
+    scores: Float[np.ndarray, " N"]
+    """More than 0. Taken as float32, so that sums which differ by the order of their terms alone are equal."""
+
+
+FindEvidence = Callable[[Int64[np.ndarray, "B T"], Int64[np.ndarray, " B"]], Evidence]
+"""From a block of inputs: items, 0 where padding, and lengths."""
+
+
+class ByEvidence:
+    """Items that the session speaks for, by their evidence; below them all others, by plays in training prefixes.
+
+    Without the plays nearly all candidates would tie at nothing wherever sessions share little, and the baseline would
+    rank below "most popular" for want of an answer rather than for a wrong one.
+
+    Args:
+        plays: Of each item index.
+        find: What speaks for which items.
+    """
+
+    def __init__(self, plays: Int[Tensor, " R"], find: FindEvidence) -> None:
+        counts = plays.cpu().numpy()
+        self.find = find
+        # Whole numbers up to 0: no evidence is so weak that plays outweigh it, and none of them is rounded.
+        self.by_plays: Float32[np.ndarray, " R"] = (counts - counts.max()).astype(np.float32)
+        self.in_order: Float32[np.ndarray, " n"] = np.sort(self.by_plays[1:])
+
+    def candidate_scores(self, inputs: Sessions, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+        """Scores of a few items for each session."""
+        scores = self._scores(self._evidence(inputs), candidates.cpu().numpy())
+        return torch.from_numpy(scores).to(inputs.items.device)
+
+    def catalogue_scores(self, inputs: Sessions) -> Float[Tensor, "B R"]:
+        """Scores of every item for each session."""
+        found = self._evidence(inputs)
+        scores = np.tile(self.by_plays, (len(inputs.lengths), 1))
+        scores[found.rows, found.items] = found.scores
+        return torch.from_numpy(scores).to(inputs.items.device)
+
+    def catalogue_ranks(
+        self, inputs: Sessions, targets: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Ranks of targets in the whole catalogue, and without the inputs, at the cost of the evidence alone."""
+        found = self._evidence(inputs)
+        items = inputs.items.cpu().numpy()
+        asked = np.concatenate([targets.cpu().numpy()[:, None], items], axis=1)
+        scores = self._scores(found, asked)
+        target_scores = scores[:, 0]
+        # As if there were no evidence; then each item that has some is taken from its place and put where it belongs.
+        above = above_or_equal(self.in_order, target_scores)
+        before, after = self.by_plays[found.items], found.scores.astype(np.float32)
+        at = target_scores[found.rows]
+        above += np.bincount(found.rows, weights=beats(after, at) - beats(before, at), minlength=len(items))
+        return as_ranks(above, items, scores, inputs.items.device)
+
+    def _evidence(self, inputs: Sessions) -> Evidence:
+        return self.find(inputs.items.cpu().numpy(), inputs.lengths.cpu().numpy())
+
+    def _scores(self, found: Evidence, asked: Int[np.ndarray, "B C"]) -> Float32[np.ndarray, "B C"]:
+        """Scores of the items that are asked for. One session after another: a table of all would be (B, R)."""
+        scores = np.empty(asked.shape, dtype=np.float32)
+        every = self.by_plays.copy()
+        edges = np.searchsorted(found.rows, np.arange(len(asked) + 1))
+        for b in range(len(asked)):
+            own = slice(edges[b], edges[b + 1])
+            every[found.items[own]] = found.scores[own]
+            scores[b] = every[asked[b]]
+            every[found.items[own]] = self.by_plays[found.items[own]]
+        return scores
+
+
+class Random:
+    """A score that says nothing, but the same for the same last item and candidate.
+
+    One random order of the catalogue, entered at a place that the session's last item decides: so every session has an
+    order of its own, and a target's place in it is found without the scores of the whole catalogue.
+    """
+
+    def __init__(self, n_items: int) -> None:
+        self.n_items = n_items
+        self.noise = (counter_bits(0, np.arange(n_items)) >> np.uint64(11)).astype(np.float64)
+        self.in_order = np.sort(self.noise)
+
+    def candidate_scores(self, inputs: Sessions, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+        """Scores of a few items for each session."""
+        last = inputs.items.gather(1, inputs.lengths[:, None] - 1).cpu().numpy()
+        return torch.from_numpy(self._scores(last, candidates.cpu().numpy())).to(inputs.items.device)
+
+    def catalogue_scores(self, inputs: Sessions) -> Float[Tensor, "B R"]:
+        """Scores of every item for each session."""
+        every = torch.arange(self.n_items + 1, device=inputs.items.device).expand(len(inputs.lengths), -1)
+        return self.candidate_scores(inputs, every)
+
+    def catalogue_ranks(
+        self, inputs: Sessions, targets: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Ranks of targets in the whole catalogue, and without the inputs."""
+        asked = torch.cat([targets[:, None], inputs.items], dim=1)
+        scores = self.candidate_scores(inputs, asked).cpu().numpy()
+        items = inputs.items
+        return as_ranks(above_or_equal(self.in_order, scores[:, 0]), items.cpu().numpy(), scores, items.device)
+
+    def _scores(self, last: Int64[np.ndarray, "B 1"], asked: Int[np.ndarray, "B C"]) -> Float64[np.ndarray, "B C"]:
+        enter_at = (counter_bits(1, last) % np.uint64(self.n_items)).astype(np.int64)
+        return self.noise[(enter_at + asked) % self.n_items]
+
+
+def beats(scores: Float[np.ndarray, "..."], target: Float[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
+    """1 where a score is higher than the target's, 1/2 where it is equal, else 0: what it adds to the target's rank."""
+    return (scores > target) + (scores == target) / 2
+
+
+def above_or_equal(in_order: Float[np.ndarray, " n"], target: Float[np.ndarray, " B"]) -> Float64[np.ndarray, " B"]:
+    """The sum of `beats` over ascending scores."""
+    not_above = np.searchsorted(in_order, target, side="right")
+    return len(in_order) - (np.searchsorted(in_order, target, side="left") + not_above) / 2
+
+
+def as_ranks(
+    above: Float64[np.ndarray, " B"],
+    items: Int64[np.ndarray, "B T"],
+    scores: Float[np.ndarray, "B T+1"],
+    device: torch.device,
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Ranks from what is above targets, the target's tie with itself among it; and the ranks without the inputs.
+
+    Args:
+        above: Sum of `beats` over the whole catalogue.
+        items: Of the inputs, 0 where padding.
+        scores: Of the target, then of the inputs.
+        device: Where the ranks go.
+    """
+    ranks = above + 0.5  # 1, less the tie with itself
+    rows, _, positions = distinct(items)
+    taken = np.bincount(rows, weights=beats(scores[rows, positions], scores[rows, 0]), minlength=len(items))
+    return torch.from_numpy(ranks).to(device), torch.from_numpy(ranks - taken).to(device)

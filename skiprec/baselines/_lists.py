@@ -1,0 +1,94 @@
+"""Lists of different lengths in two flat arrays, and the lists of who played what in the training prefixes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from skiprec.dataset import Sessions
+from skiprec.prepare import within
+from skiprec.schema import PADDING
+
+# n lists, N values in all; B sessions at a time, T positions.
+
+
+@dataclass(frozen=True)
+class Lists:
+    """List i is values[edges[i] : edges[i + 1]]."""
+
+    values: Int64[np.ndarray, " N"]
+    edges: Int64[np.ndarray, " n_and_one"]
+
+    @classmethod
+    def of_owners(cls, owners: Integer[np.ndarray, " N"], values: Integer[np.ndarray, " N"], n: int) -> "Lists":
+        """The values of owner 0, of owner 1, ... of n; owners ascend."""
+        edges = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=n))])
+        return cls(values.astype(np.int64), edges.astype(np.int64))
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " n"]:
+        """How long each list is."""
+        return np.diff(self.edges)
+
+    def places(
+        self, of: Integer[np.ndarray, " M"], *, at_most: int | None = None
+    ) -> tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, " K"]]:
+        """Some lists end to end, of each no more than its last `at_most`.
+
+        Returns:
+            For each value which list of `of` it is from (0 to M - 1), and its place in `values`.
+        """
+        lengths = self.lengths[of]
+        if at_most is not None:
+            lengths = np.minimum(lengths, at_most)
+        return np.repeat(np.arange(len(of)), lengths), within(self.edges[of + 1] - lengths, lengths)
+
+
+@dataclass(frozen=True)
+class Incidence:
+    """Which items each session has in its training prefix, each once."""
+
+    items: Lists
+    """Of each session, ascending."""
+    sessions: Lists
+    """Of each item index, ascending."""
+
+    @classmethod
+    def of(cls, seen: Sessions, n_items: int) -> "Incidence":
+        """Who played what.
+
+        Args:
+            seen: Training prefixes.
+            n_items: Size of the catalogue.
+        """
+        rows, items, _ = distinct(seen.items.numpy())
+        order = np.lexsort((items, rows))
+        rows, items = rows[order], items[order]
+        by_item = np.argsort(items, kind="stable")
+        return cls(
+            items=Lists.of_owners(rows, items, len(seen.lengths)),
+            sessions=Lists.of_owners(items[by_item], rows[by_item], n_items + 1),
+        )
+
+
+def distinct(
+    items: Int64[np.ndarray, "B T"],
+) -> tuple[Int64[np.ndarray, " N"], Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
+    """The distinct items of each session, where they stand last: row, item, position from 1. Rows ascend."""
+    T = items.shape[1]
+    is_last = items != PADDING
+    for t in range(T - 1):
+        is_last[:, t] &= (items[:, t, None] != items[:, t + 1 :]).all(1)
+    rows, columns = np.nonzero(is_last)
+    return rows, items[rows, columns], columns + 1
+
+
+def run_starts(values: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " n"]:
+    """Where each run of equal values starts; none is negative."""
+    return np.flatnonzero(np.diff(values, prepend=-1))
+
+
+def place_in_run(values: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
+    """How many values of the same run came before each."""
+    starts = run_starts(values)
+    return np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))

@@ -1,0 +1,131 @@
+"""Confirming runs from end to end: a real study, real workers, what is kept, and what is refused."""
+
+import json
+
+import pytest
+from mlflow import MlflowClient
+from test_study import RECIPE, data, runs  # noqa: F401  the fixture is used by name
+
+from skiprec.errors import StudyError
+from study.confirm import FIRST_SEED, confirm, expected_noise, finalists
+from study.run import launch
+from study.storage import open_study, places
+from study.tracking import read_ranks
+
+pytestmark = pytest.mark.slow
+SEARCH = RECIPE.replace('sampler = "exhaustive"', 'sampler = "exhaustive"\nseeds = [1, 2]')
+
+
+@pytest.fixture(scope="module")
+def confirmed(tmp_path_factory, data):  # noqa: F811
+    """A study with a repeat of every cell, and its confirming runs over five seeds."""
+    folder = tmp_path_factory.mktemp("confirmed")
+    (folder / "tiny.toml").write_text(SEARCH)
+    options = {"workers": 2, "show_progress": False, "device": "cpu"}
+    handle = launch(str(folder / "tiny.toml"), data, mlruns=folder / "mlruns", **options)
+    where = places(folder / "mlruns", None, None)
+    return folder, handle, confirm(where, None, seeds=None, **options)
+
+
+def test_every_arm_is_run_with_the_same_fresh_seeds_and_measured_on_test(confirmed):
+    """Two arms, five pairs; the search has no test figure, and no seed in common with them."""
+    _, handle, confirming = confirmed
+    assert confirming.name == f"{handle.name}-confirm"
+    trials = confirming.study.get_trials()
+    pairs = sorted((t.user_attrs["seed"], t.user_attrs["arm"]) for t in trials)
+    assert pairs == [(FIRST_SEED + i, arm) for i in range(5) for arm in ("S+", "S-")]
+    assert all("test/hr_at_10" in t.user_attrs["result"]["metrics"] for t in trials)
+    searched = handle.study.get_trials()
+    assert not any(name.startswith("test/") for t in searched for name in t.user_attrs["result"]["metrics"])
+    assert {t.user_attrs["seed"] for t in searched}.isdisjoint(seed for seed, _ in pairs)
+
+
+def test_the_settings_are_those_of_the_best_mean_over_repeats(confirmed):
+    """Two seeds of each learning rate; the better mean of the two is the arm's."""
+    _, handle, confirming = confirmed
+    values = {}
+    for trial in handle.study.get_trials():
+        config = trial.user_attrs["config"]
+        values.setdefault((trial.user_attrs["arm"], config["learning_rate"]), []).append(trial.value)
+    for arm in ("S-", "S+"):
+        best = max((sum(v), rate) for (a, rate), v in values.items() if a == arm)[1]
+        used = {t.user_attrs["config"]["learning_rate"] for t in confirming.study.get_trials()
+                if t.user_attrs["arm"] == arm}  # fmt: skip
+        assert used == {best}
+
+
+def test_the_tracker_has_the_ranks_and_one_experiment_for_both(confirmed):
+    """Rank by rank the metric that the run shows; both parents side by side."""
+    folder, handle, confirming = confirmed
+    client = MlflowClient(tracking_uri=handle.where.tracking_uri)
+    assert confirming.study.user_attrs["experiment_id"] == handle.study.user_attrs["experiment_id"]
+    assert confirming.study.user_attrs["parent_run"] != handle.study.user_attrs["parent_run"]
+    for trial in confirming.study.get_trials():
+        table = read_ranks(client, trial.user_attrs["run_id"], "test")
+        metrics = trial.user_attrs["result"]["metrics"]
+        assert (table["sampled"] <= 10).mean() == pytest.approx(metrics["test/hr_at_10"])
+        assert (table["full_new"].dropna() <= 10).mean() == pytest.approx(metrics["test/full_new_hr_at_10"])
+        assert (table["sampled"][table["skipped"]] <= 10).mean() == pytest.approx(metrics["test/skipped/hr_at_10"])
+    assert len(runs(folder)) == 8 + 10
+
+
+def test_confirming_again_changes_nothing_and_other_seeds_are_refused(confirmed):
+    """Test is read once: more seeds after it was read would be chosen by it."""
+    folder, handle, confirming = confirmed
+    options = {"workers": 1, "show_progress": False, "device": "cpu"}
+    assert confirm(handle.where, handle.name, seeds=None, **options).name == confirming.name
+    assert len(runs(folder)) == 8 + 10
+    with pytest.raises(StudyError, match="is being confirmed with 5 seeds, not 9: test is read once"):
+        confirm(handle.where, handle.name, seeds=9, **options)
+    with pytest.raises(StudyError, match="--seeds is 4, expected at least 5"):
+        confirm(handle.where, handle.name, seeds=4, **options)
+
+
+def test_noise_for_planning_is_that_of_repeats_and_finalists(confirmed):
+    """By loops over the validation ranks of the runs that the search made."""
+    _, handle, _ = confirmed
+    study = open_study(handle.where, handle.name)
+    client = MlflowClient(tracking_uri=handle.where.tracking_uri)
+    from study.analysis import done_cells
+
+    cells = done_cells(study.get_trials())
+    chosen = finalists(cells, ["S-", "S+"])
+    noise = expected_noise(handle.where, study, chosen)
+    hits = {c.id: (read_ranks(client, c.run_id, "val")["sampled"] <= 10).tolist() for c in cells}
+    first = [c for c in cells if c.arm == "S-" and c.config["learning_rate"] == cells[0].config["learning_rate"]]
+    disagree = sum(a != b for a, b in zip(*(hits[c.id] for c in first), strict=True)) / noise["n_sessions"]
+    assert noise["residual_sd"] ** 2 == pytest.approx(disagree)
+    d = [a - b for a, b in zip(hits[chosen["S+"].id], hits[chosen["S-"].id], strict=True)]
+    mean = sum(d) / len(d)
+    spread = sum((x - mean) ** 2 for x in d) / (len(d) - 1)
+    assert noise["session_sd"] ** 2 == pytest.approx(max(0, spread - disagree))
+    assert noise["n_sessions"] == len(d)
+
+
+def test_an_unfinished_study_is_not_confirmed(data, tmp_path):  # noqa: F811
+    """Or the arm that is behind would be chosen from fewer cells."""
+    (tmp_path / "tiny.toml").write_text(SEARCH)
+    from skiprec.dataset import load_dataset
+    from study.cells import refill
+    from study.run import Making, create
+    from study.space import load_recipe
+
+    where = places(tmp_path / "mlruns", None, None)
+    making = Making(name="mine", recipe=load_recipe(str(tmp_path / "tiny.toml")), dataset=load_dataset(data))
+    where.mlruns.mkdir()
+    study = create(where, making, 1, "cpu")
+    refill(study, [], 2)
+    with pytest.raises(StudyError, match="study mine is not finished; `study run` goes on with it, then confirm it"):
+        confirm(where, "mine", seeds=None)
+
+
+def test_the_report_of_a_confirmed_study_and_its_answer_are_kept_with_its_run(confirmed, tmp_path):
+    """The page, the tables, and the note that the UI shows."""
+    _, handle, _ = confirmed
+    names = {path.name for path in handle.report(tmp_path / "report")}
+    assert {"report.html", "claims.csv", "arms.csv", "groups.csv", "forest.png", "learning_bands.png"} <= names
+    client = MlflowClient(tracking_uri=handle.where.tracking_uri)
+    run = client.get_run(handle.study.user_attrs["parent_run"])
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert summary["answer"]["headline"] in run.data.tags["mlflow.note.content"]
+    assert "report.html" in {a.path.split("/")[-1] for a in client.list_artifacts(run.info.run_id, "report")}
