@@ -31,18 +31,18 @@ class Effect:
 
     estimate: float
     low: float
-    """Of the 95% interval, for other seeds and other sessions. Infinite where one seed tells nothing of others."""
+    """Of the 95% interval, for other seeds and other sessions. Infinite where there is one seed or one session."""
     high: float
     p: float
     """Two-sided, of no difference."""
     standard_error: float
     degrees_of_freedom: float
     seed_sd: float
-    """Standard deviation of the seeds' part a."""
+    """Standard deviation of the seeds' part a. NaN, as the next two, where the interval is infinite."""
     session_sd: float
-    """Of the sessions' part b."""
+    """Of the sessions' part b; of a gap, in its first group."""
     residual_sd: float
-    """Of what is left, e."""
+    """Of what is left, e; likewise."""
     n_seeds: int
     n_sessions: int
 
@@ -72,9 +72,9 @@ def difference(
     """The mean difference of two arms' hits, paired by seed and by session.
 
     The variance of the mean is (MS_seeds + MS_sessions - MS_rest) / (K S), from the mean squares of a two-way layout
-    with one observation a cell, and no less than either factor alone gives. The interval is Student's, with degrees of
+    with one observation a cell, and no less than any of the three alone. The interval is Student's, with degrees of
     freedom by Satterthwaite (1946, Biometrics Bulletin 2, 110-114): near K - 1 where seeds decide, many where sessions
-    do.
+    do. One seed, or one session, tells nothing of others: the interval is infinite then, and p is 1.
 
     Args:
         ours: Hits by seed and session.
@@ -134,58 +134,62 @@ def crossed_effect(parts: Sequence[tuple[float, Float[np.ndarray, "K _"]]]) -> E
     Args:
         parts: The factor of each mean, and what it is the mean of, by seed and session.
     """
-    K = len(parts[0][1])
+    K, sizes = len(parts[0][1]), [values.shape[1] for _, values in parts]
     by_seed = sum(factor * values.mean(1, dtype=np.float64) for factor, values in parts)
     estimate = float(by_seed.mean())
-    S = sum(values.shape[1] for _, values in parts)
-    if K == 1:
+    if 1 in (K, *sizes):
         inf, nan = math.inf, math.nan
         return Effect(estimate=estimate, low=-inf, high=inf, p=1.0, standard_error=inf, degrees_of_freedom=0.0,
-                      seed_sd=nan, session_sd=nan, residual_sd=nan, n_seeds=1, n_sessions=S)  # fmt: skip
+                      seed_sd=nan, session_sd=nan, residual_sd=nan, n_seeds=K, n_sessions=sum(sizes))  # fmt: skip
     # Each a variance of the estimate: by the spread of seeds, and for each part by that of sessions and of the rest.
     by_seeds = by_seed.var(ddof=1) / K
-    layouts = [session_squares(values) for _, values in parts]
-    by_sessions = sum(sessions / (K * n) for sessions, _, n in layouts)
-    by_rest = sum(rest / (K * n) for _, rest, n in layouts)
-    variance = max(by_seeds + by_sessions - by_rest, by_seeds, by_sessions)
-    freedom = sum((sessions / (K * n)) ** 2 / max(1, n - 1) for sessions, _, n in layouts) + by_seeds**2 / (K - 1)
-    freedom += sum((rest / (K * n)) ** 2 / max(1, (K - 1) * (n - 1)) for _, rest, n in layouts)
-    freedom = variance**2 / freedom if freedom > 0 else math.inf
+    squares = [session_squares(values) for _, values in parts]
+    by_sessions = sum(sessions / (K * n) for (sessions, _), n in zip(squares, sizes, strict=True))
+    by_rest = sum(rest / (K * n) for (_, rest), n in zip(squares, sizes, strict=True))
+    variance = max(by_seeds + by_sessions - by_rest, by_seeds, by_sessions, by_rest)
+    spread = by_seeds**2 / (K - 1)  # half the variance of the variance
+    for (sessions, rest), n in zip(squares, sizes, strict=True):
+        spread += (sessions / (K * n)) ** 2 / (n - 1) + (rest / (K * n)) ** 2 / ((K - 1) * (n - 1))
+    freedom = variance**2 / spread if spread > 0 else math.inf
     error = math.sqrt(variance)
     half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error if error else 0.0
-    first_sessions, first_rest, _ = layouts[0]
+    first_sessions, first_rest = squares[0]
     return Effect(
         estimate=estimate,
         low=estimate - half,
         high=estimate + half,
-        p=float(2 * stats.t.sf(abs(estimate) / error, freedom)) if error else float(estimate == 0),
+        p=two_sided_p(estimate, error, freedom),
         standard_error=error,
         degrees_of_freedom=float(freedom),
         seed_sd=math.sqrt(max(0.0, K * (by_seeds - by_rest))),
         session_sd=math.sqrt(max(0.0, first_sessions - first_rest) / K),
         residual_sd=math.sqrt(first_rest),
         n_seeds=K,
-        n_sessions=S,
+        n_sessions=sum(sizes),
     )
 
 
-def session_squares(values: Float[np.ndarray, "K n"]) -> tuple[float, float, int]:
-    """Mean squares of sessions and of the rest in a two-way layout without repeats, and n."""
+def session_squares(values: Float[np.ndarray, "K n"]) -> tuple[float, float]:
+    """Mean squares of sessions and of the rest in a two-way layout without repeats; K and n are 2 or more."""
     K, n = values.shape
-    if n == 1:
-        return 0.0, 0.0, 1
     by_session, by_seed = values.mean(0, dtype=np.float64), values.mean(1, dtype=np.float64)
     grand = by_session.mean()
-    sessions = K * np.square(by_session - grand).sum()
-    seeds = n * np.square(by_seed - grand).sum()
-    total = np.square(values, dtype=np.float64).sum() - K * n * grand**2
-    return sessions / (n - 1), max(0.0, total - sessions - seeds) / ((K - 1) * (n - 1)), n
+    # Not the total less the other sums: of a rest that is 0 that would leave rounding, of either sign.
+    rest = values - (by_session - grand) - by_seed[:, None]
+    return K * np.square(by_session - grand).sum() / (n - 1), np.square(rest).sum() / ((K - 1) * (n - 1))
+
+
+def two_sided_p(estimate: float, error: float, freedom: float) -> float:
+    """By Student's t; without any noise 0 or 1, and 1 where nothing is known of it."""
+    if error == 0 or math.isinf(error):
+        return float(estimate == 0 or error > 0)
+    return float(2 * stats.t.sf(abs(estimate) / error, freedom))
 
 
 def around(effect: Effect, estimate: float) -> Effect:
     """The same noise around another estimate: for one whose noise is that of a linear form."""
-    error, half = effect.standard_error, effect.high - effect.estimate
-    p = float(2 * stats.t.sf(abs(estimate) / error, effect.degrees_of_freedom)) if error else float(estimate == 0)
+    half = effect.high - effect.estimate
+    p = two_sided_p(estimate, effect.standard_error, effect.degrees_of_freedom)
     return dataclasses.replace(effect, estimate=estimate, low=estimate - half, high=estimate + half, p=p)
 
 
@@ -273,4 +277,6 @@ def detectable(
     """The smallest difference that so many paired seeds find as often as wanted; see `power`."""
     noise = {"seed_sd": seed_sd, "session_sd": session_sd, "residual_sd": residual_sd, "n_sessions": n_sessions}
     scale = math.sqrt(seed_sd**2 + (session_sd**2 + residual_sd**2) / n_sessions)
+    if scale == 0:
+        return 0.0
     return float(optimize.brentq(lambda effect: power(effect, n_seeds, **noise) - wanted, 0.0, 100 * scale))

@@ -41,6 +41,7 @@ from study.analysis._tables import (
 from study.analysis._verdict import Comparison, Verdict, judge
 from study.analysis._words import (
     between,
+    in_points,
     interval,
     listed,
     one_line,
@@ -92,6 +93,7 @@ __all__ = [
     "failures",
     "hit_rates",
     "importance",
+    "in_points",
     "interval",
     "judge",
     "listed",

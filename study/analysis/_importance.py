@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import optuna
@@ -54,7 +55,10 @@ def importance(cells: Iterable[DoneCell], trials: Iterable[FrozenTrial]) -> Impo
     points = [
         create_trial(params={n: c.settings[n] for n in names}, distributions=spaces, value=c.value) for c in cells
     ]
-    return Importance(shares=shares_of(points), spread=spread(points, names), n_trials=len(cells))
+    storage = optuna.storages.InMemoryStorage()
+    name = optuna.create_study(storage=storage, direction="maximize").study_name
+    among = Drawn(name, storage)
+    return Importance(shares=shares_of(among, points), spread=spread(among, points, names), n_trials=len(cells))
 
 
 def has_best(values: Iterable[float]) -> bool:
@@ -63,21 +67,30 @@ def has_best(values: Iterable[float]) -> bool:
     return values[math.ceil(TOP_SHARE * len(values)) - 1] > values[-1]
 
 
-def shares_of(points: Sequence[FrozenTrial]) -> dict[str, float]:
+class Drawn(optuna.Study):
+    """A study whose trials are given. To put each into a storage would take longer than everything else."""
+
+    points: Sequence[FrozenTrial] = ()
+
+    def get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
+        """All of them, complete as they are."""
+        return list(self.points)
+
+
+def shares_of(study: Drawn, points: Sequence[FrozenTrial]) -> dict[str, float]:
     """PED-ANOVA's shares, of the settings that differ between the points."""
-    among = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction="maximize")
-    among.add_trials(points)
-    return optuna.importance.get_param_importances(among)
+    study.points = points
+    return optuna.importance.get_param_importances(study)
 
 
-def spread(points: Sequence[FrozenTrial], names: Sequence[str]) -> dict[str, tuple[float, float]]:
+def spread(study: Drawn, points: Sequence[FrozenTrial], names: Sequence[str]) -> dict[str, tuple[float, float]]:
     """How far the shares move where the cells are drawn again, with replacement: the middle 95%."""
     draws = np.random.default_rng(0)
     found = []
     for _ in range(REPLICATES):
         drawn = [points[i] for i in draws.integers(len(points), size=len(points))]
         if has_best(point.value for point in drawn):
-            shares = shares_of(drawn)
+            shares = shares_of(study, drawn)
             found.append([shares.get(name, 0.0) for name in names])
     low, high = np.percentile(found, [2.5, 97.5], axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}

@@ -8,6 +8,8 @@ from study.statistics import Effect
 
 ISOLATE, END_ISOLATE = "\u2068", "\u2069"
 """Unicode's first strong isolate: what is between them has a direction of its own and leaves that of others alone."""
+UNKNOWN = "one seed"
+"""In place of an interval that one seed cannot give."""
 NOT_SHOWN = "\ufffd"
 """In place of characters that cannot be seen and change what can."""
 
@@ -39,14 +41,17 @@ def percent(value: float) -> str:
 
 def points(difference: float) -> str:
     """A difference of rates in hundredths, with its sign."""
-    return f"{100 * difference:+.1f}"
+    return f"{100 * difference:+.1f}".replace("-0.0", "+0.0")
 
 
-def between(effect: Effect, text: str = "{} to {}") -> str:
+def in_points(difference: float) -> str:
+    """A difference that somebody chose: `1 point`, `0.5 points`."""
+    return f"{100 * difference:g} point{'s' * (difference != 0.01)}"
+
+
+def between(effect: Effect) -> str:
     """The 95% interval of a difference, in points: `+0.2 to +1.4`."""
-    if not math.isfinite(effect.low):
-        return "unknown from one seed"
-    return text.format(points(effect.low), points(effect.high))
+    return f"{points(effect.low)} to {points(effect.high)}" if math.isfinite(effect.low) else UNKNOWN
 
 
 def interval(effect: Effect) -> str:
@@ -55,26 +60,23 @@ def interval(effect: Effect) -> str:
 
 
 def with_interval(effect: Effect | None) -> str:
-    """A difference in a table: `+0.8 [+0.2, +1.4]`."""
-    if effect is None:
-        return "-"
-    return f"{points(effect.estimate)} [{between(effect, '{}, {}')}]"
+    """A difference in a table: `+0.8 (+0.2 to +1.4)`."""
+    return "-" if effect is None else f"{points(effect.estimate)} ({between(effect)})"
 
 
 def rate_interval(effect: Effect | None) -> str:
-    """A rate in a table: `.4712 [.4601, .4823]`."""
+    """A rate in a table: `.4712 (.4601 to .4823)`."""
     if effect is None:
         return "-"
-    ends = f"{rate(effect.low)}, {rate(effect.high)}" if math.isfinite(effect.low) else "one seed"
-    return f"{rate(effect.estimate)} [{ends}]"
+    ends = f"{rate(effect.low)} to {rate(effect.high)}" if math.isfinite(effect.low) else UNKNOWN
+    return f"{rate(effect.estimate)} ({ends})"
 
 
 def relative(effect: Effect | None) -> str:
-    """A relative gain in a table: `+8.1% [+2.0, +14.2]`."""
-    if effect is None:
+    """A relative gain in a table: `+8.1% (+2.0 to +14.2)`."""
+    if effect is None or not math.isfinite(effect.estimate):
         return "-"
-    ends = f"{points(effect.low)}, {points(effect.high)}" if math.isfinite(effect.low) else "one seed"
-    return f"{points(effect.estimate)}% [{ends}]"
+    return f"{points(effect.estimate)}% ({between(effect)})"
 
 
 def p_value(p: float) -> str:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from study.analysis import SHORT_NAMES, Confirmed, GroupEffect, TestedClaim, with_interval
+from study.analysis import SHORT_NAMES, Confirmed, GroupEffect, TestedClaim, between, points
 from study.plots._style import GREY, MARKERS, PALETTE, WIDE, plain, styled
 from study.statistics import Effect
 
@@ -80,8 +80,8 @@ def group_label(group: GroupEffect) -> str:
 def forest(lines: Sequence[Line], worthwhile: float, label: str, keys: Sequence[Line2D], width: float) -> Figure:
     """Differences in points with their intervals, in figures at the right; the zone that would not matter shaded."""
     effects = [line.effect for line in lines if line.effect]
-    right = LETTER * max(len(with_interval(e)) for e in effects)
-    left = LETTER * max(len(line.label) for line in lines if line.effect)
+    right = LETTER * max(len(in_figures(e)) for e in effects)
+    left = LETTER * (max(len(line.label) for line in lines if line.effect) + 2)
     height = ROW_HEIGHT * len(lines) + 0.75 + 0.25 * bool(keys)
     figure = Figure(figsize=(width, height))
     bottom = (0.55 + 0.25 * bool(keys)) / height
@@ -90,14 +90,14 @@ def forest(lines: Sequence[Line], worthwhile: float, label: str, keys: Sequence[
         weight = "bold" if line.strong else "normal"
         if line.effect is None:
             axes.annotate(
-                line.label, (0, y), (-100 * left / 1.39, 0), xycoords=("axes fraction", "data"), va="center",
+                line.label, (0, y), (-72 * left, 0), xycoords=("axes fraction", "data"), va="center",
                 textcoords="offset points", fontsize=8.5, fontweight=weight, color="#222222", annotation_clip=False,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )  # fmt: skip
             continue
         draw_interval(axes, y, line)
         axes.annotate(
-            with_interval(line.effect), (1, y), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+            in_figures(line.effect), (1, y), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
             va="center", fontsize=8, fontweight=weight, color="#222222", annotation_clip=False,
         )  # fmt: skip
     axes.axvspan(-100 * worthwhile, 100 * worthwhile, color=ZONE, zorder=0, linewidth=0)
@@ -114,6 +114,11 @@ def forest(lines: Sequence[Line], worthwhile: float, label: str, keys: Sequence[
     if keys:
         figure.legend(handles=keys, loc="lower center", ncols=3)
     return figure
+
+
+def in_figures(effect: Effect) -> str:
+    """`+0.8 [+0.2, +1.4]`: shorter than in tables."""
+    return f"{points(effect.estimate)} [{between(effect).replace(' to ', ', ')}]"
 
 
 def draw_interval(axes: Axes, y: float, line: Line) -> None:

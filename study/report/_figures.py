@@ -4,12 +4,14 @@ import io
 from collections.abc import Callable, Iterable, Mapping
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from study import plots
 from study.analysis import (
     SHORT_NAMES,
     Analysis,
     best_of,
+    in_points,
     interval,
     rate,
     shown,
@@ -19,6 +21,8 @@ from study.report._blocks import Picture
 from study.report._tables import repeat_groups, settings_text
 
 DPI = {plots.WIDE: 150, plots.NARROW: 190}
+COLOURS = 160
+"""Of a figure's palette."""
 STRIPS = 8
 """Groups of repeats of the search that are drawn: the widest."""
 
@@ -50,6 +54,10 @@ def png(figure: Figure, dpi: int) -> bytes:
     """A figure as PNG, without a date or a version in it: the same study gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    with Image.open(buffer) as image:  # flat colours: a palette holds them in a third of the space
+        small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    small.save(buffer, format="png", optimize=True)
     return buffer.getvalue()
 
 
@@ -66,8 +74,8 @@ def claims(found: Analysis) -> Picture:
         "Every claim: the difference, and how sure it is",
         "Each claim by three measures: against 1,000 drawn tracks (sampled, circle), the whole catalogue (full, "
         "square), and new tracks among new tracks (full, new, triangle). Thick and filled: the measure that was "
-        "before the study ran. Bars are 95% intervals for other seeds and other sessions. Shaded: differences of no "
-        f"than {100 * confirmed.worthwhile:g} points, which would not matter. An interval right of 0 is in favour of "
+        "declared before the study ran. Bars are 95% intervals for other seeds and other sessions. Shaded: differences "
+        f"of up to {in_points(confirmed.worthwhile)}, which would not matter. An interval right of 0 is in favour of "
         "the first arm.",
         f"Differences with their intervals. {'. '.join(said)}.",
         lambda width: plots.claims(confirmed, width=width),
@@ -111,7 +119,7 @@ def noise(found: Analysis) -> Picture | None:
         "What the seed alone does",
         "Each line holds runs that differ by their seed alone, around their mean: circles are the confirming runs of "
         "an arm, squares cells of the search that came to the same experiment (of many, those that lie furthest "
-        f"apart). Shaded: {100 * worthwhile:g} points to either side, below which a difference would not matter.",
+        f"apart). Shaded: {in_points(worthwhile)} to either side, below which a difference would not matter.",
         f"{len(strips)} groups of runs; ranges within a group go from {min(ranges):.1f} to {max(ranges):.1f} points.",
         lambda width: plots.noise(strips, worthwhile, plots.metric_label(found.metric), width=width),
     )
@@ -162,8 +170,8 @@ def searched(found: Analysis) -> Iterable[Picture]:
             "slices",
             "One setting at a time",
             "Each marker is a cell, with all other settings varying behind it; each arm has a colour and a shape. "
-            "the strongest baseline. Where values are names, markers are spread sideways. Cells that a setting does "
-            "not affect are left out of its panel.",
+            "Grey: the strongest baseline. Where values are names, markers are spread sideways. Cells that a setting "
+            "does not affect are left out of its panel.",
             f"A panel for each of {', '.join(found.varying)}: {found.metric} of every cell by the setting's value. "
             + "; ".join(best_values(found)),
             lambda width: plots.slices(found.cells, found.varying, baselines, found.metric, arms, width=width),

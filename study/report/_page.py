@@ -8,7 +8,7 @@ from study.analysis import (
     MEASURE_NAMES,
     Analysis,
     Confirmed,
-    listed,
+    in_points,
     percent,
     rate,
     shown,
@@ -16,16 +16,7 @@ from study.analysis import (
 )
 from study.report import _tables as tables
 from study.report._blocks import Block, Code, Heading, Picture, Points, Section, Table, Text, Top
-
-RELEASED_BEYOND = (
-    "two masked positions a session, and always the last (bidirectional)",
-    "its candidates are the 1,000 draws and every target of the same batch, in training and in evaluation alike",
-    "padding is attended to",
-    "padded positions stand as zero vectors among the negatives",
-    "a last item without a later heard one is pulled to the session's first track",
-    "S+ checkpoints are chosen by a loss that holds the contrastive term",
-)
-"""What the authors' code does beyond the settings of this program (semantics: section 9)."""
+from study.report._reading import glossary, released, uses_released
 
 Pictures = Mapping[str, Picture]
 
@@ -139,7 +130,7 @@ def sections(found: Analysis, pictures: Pictures) -> list[Section]:
         if confirmed.paper:
             parts.append(paper(confirmed))
     if uses_released(found):
-        parts.append(Section("What the authors' code does besides", tuple(released())))
+        parts.append(Section("What the authors' code does besides", released()))
     if confirmed and confirmed.claims:
         parts.append(groups(confirmed, pictures))
     if not confirmed:
@@ -190,7 +181,7 @@ def claims(found: Analysis) -> Section:
             f"{some(len(confirmed.seeds), 'paired seed')} and {some(confirmed.n_sessions, 'session')} "
             f"({confirmed.n_new:,} with a new target). Differences are in points of HR; p is corrected by Holm for the "
             f"number of claims. Verdicts: helps or hurts where p is below 0.05; no effect where the whole interval is "
-            f"within {100 * confirmed.worthwhile:g} points of 0; else not enough runs. The declared measure stands "
+            f"within {in_points(confirmed.worthwhile)} of 0; else not enough runs. The declared measure stands "
             "out: by the others the same is asked beside it."
         ),
         tables.claims(confirmed),
@@ -249,20 +240,6 @@ def paper(confirmed: Confirmed) -> Section:
         tables.observations(confirmed),
     ]
     return Section("The paper's Table 1", tuple(blocks))
-
-
-def uses_released(found: Analysis) -> bool:
-    """Whether any cell has the released code's negatives."""
-    return any(cell.config["negative_scope"] == "released" for cell in found.cells)
-
-
-def released() -> Iterable[Block]:
-    """What is not done here though a preset has its name."""
-    yield Text(
-        "Arms with negative_scope released do what the authors' public code does as far as settings reach. Beyond "
-        "them, that code does the following, and this program does not:"
-    )
-    yield Points(tuple(("", text) for text in RELEASED_BEYOND))
 
 
 def groups(confirmed: Confirmed, pictures: Pictures) -> Section:
@@ -337,8 +314,10 @@ def search(found: Analysis, pictures: Pictures) -> Section:
         tried += (
             "Chances were unequal, as the recipe says (unequal = true): the best of more cells is higher by luck alone."
         )
-    else:
+    elif len({arm.planned for arm in found.arms}) == 1:
         tried += "Every arm had the same number of cells, epochs and patience: equal chances."
+    else:
+        tried += "The numbers of cells differ: the best of more cells is higher by luck alone."
     blocks: list[Block] = [Text(tried), tables.chances(found)]
     if found.confirmed:
         blocks += validation_rows(found, pictures)
@@ -390,53 +369,3 @@ def failed(found: Analysis) -> Section:
     none = Text("No cell is without a result because of a failure.")
     first: Table | Text = table if table.rows else none
     return Section("What failed", (first, Text(text)))
-
-
-def glossary(found: Analysis) -> Iterable[tuple[str, str]]:
-    """What words mean, and how far the report can be trusted."""
-    yield (
-        "HR@10",
-        "the share of sessions whose next track is among the first ten of the ranking. A point is one hundredth of it.",
-    )
-    yield (
-        "Measures",
-        f"sampled: {MEASURE_NAMES['sampled']} (all, where there are fewer), none of them of the session. Full: "
-        f"{MEASURE_NAMES['full']}. Full, new: {MEASURE_NAMES['full_new']}, for a service that does not replay.",
-    )
-    yield (
-        "S- and S+",
-        "S- trains on the next track alone (alpha 0). S+ also pushes away the tracks that were skipped in the same "
-        "session, from the model's output (context session) or from the track played there (context item). A control "
-        "pushes away other tracks instead.",
-    )
-    yield (
-        "Skips help",
-        "an arm with a session's own skips is above S- and above the controls, with equal tuning, over paired seeds.",
-    )
-    yield (
-        "Interval",
-        "95%, for other seeds and other sessions like these, from differences paired by seed and by session. It says "
-        "nothing of other data, other models, or settings that were not tried.",
-    )
-    yield (
-        "Margin",
-        "of a search's cell or of a baseline: half a 95% interval, 1.96 √(p(1 - p)/n), for the sampling of sessions "
-        "alone, without the seed and without the choice of the best.",
-    )
-    yield (
-        "Validation and test",
-        "validation chose epochs and settings; test was read once, by the confirming runs."
-        if found.confirmed
-        else "validation chose epochs and settings; test is for confirming runs, and was not read.",
-    )
-    yield ("Baselines", f"{listed(map(shown, found.baselines))}." if found.baselines else "none in this study.")
-    yield (
-        "Leave one out",
-        "models train on sessions that also happen after other sessions' test targets. A service that predicts the "
-        "future may see smaller numbers; the comparison of arms is alike for all.",
-    )
-    yield (
-        "Cell and trial",
-        "a cell is one configuration with one seed; a trial is one attempt at it. All trials are in trials.csv, every "
-        "number of this page in summary.json.",
-    )

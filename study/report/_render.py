@@ -75,8 +75,9 @@ def columns(text: str) -> int:
 
 def markdown_picture(picture: Picture) -> Markup:
     """A figure by its file, and its caption."""
-    alternative, title = markdown_text(picture.alternative), markdown_text(picture.title)
-    return Markup(f"**{title}**\n\n![{alternative}](figures/{picture.name}.png)\n\n{markdown_text(picture.caption)}")
+    # The page's alternative text would fill a screen; what it says is in the tables.
+    title = markdown_text(picture.title)
+    return Markup(f"![{title}](figures/{picture.name}.png)\n\n*{title}.* {markdown_text(picture.caption)}")
 
 
 def markdown_code(code: Code) -> Markup:

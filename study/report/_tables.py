@@ -69,7 +69,7 @@ def claims(found: Confirmed) -> Table:
             )
     for claim in found.untested:
         rows.append((f"{shown(claim.arm)} less {shown(claim.than)}", SHORT_NAMES[claim.measure], "no run", "-", "-"))
-    header = ("claim", "measure", "verdict", "difference, points [95%]", "p (Holm)")
+    header = ("claim", "measure", "verdict", "difference, points (95%)", "p (Holm)")
     return Table(header, tuple(rows), text_columns=3, strong=tuple(strong))
 
 
@@ -85,7 +85,7 @@ def rates(found: Confirmed) -> Table:
         for name, metrics in found.baselines.items()
     ]
     strong = tuple(i for i, arm in enumerate(found.arms) if arm is best)
-    return Table(("test, sampled", *(f"HR@{k} [95%]" for k in HIT_RATE_AT)), tuple(rows), strong=strong)
+    return Table(("test, sampled (95%)", *(f"HR@{k}" for k in HIT_RATE_AT)), tuple(rows), strong=strong)
 
 
 def measures(found: Confirmed) -> Table:
@@ -101,19 +101,19 @@ def measures(found: Confirmed) -> Table:
         for name, metrics in found.baselines.items()
     ]
     strong = tuple(i for i, arm in enumerate(found.arms) if arm is best)
-    header = ("test HR@10 [95%]", *(f"{SHORT_NAMES[m]}, {n:,} sessions" for m, n in asked.items()))
+    header = ("test HR@10 (95%)", *(f"{SHORT_NAMES[m]}, {n:,} sessions" for m, n in asked.items()))
     return Table(header, tuple(rows), strong=strong)
 
 
 def gains(found: Confirmed) -> Table:
     """Relative gains over S- at every K."""
     rows = [
-        (arm_name(found, arm.name), shown(arm.over), *(relative(arm.gains[k]) for k in HIT_RATE_AT))
+        (f"{arm_name(found, arm.name)} over {shown(arm.over)}", *(relative(arm.gains[k]) for k in HIT_RATE_AT))
         for arm in found.arms
         if arm.gains
     ]
-    header = ("relative gain, test, sampled", "over", *(f"HR@{k} [95%]" for k in HIT_RATE_AT))
-    return Table(header, tuple(rows), text_columns=2)
+    header = ("relative gain, sampled (95%)", *(f"HR@{k}" for k in HIT_RATE_AT))
+    return Table(header, tuple(rows))
 
 
 def arm_name(found: Confirmed, name: str) -> str:
@@ -136,7 +136,7 @@ def groups(tested: TestedClaim) -> Table:
         last = g.grouping
         rows.append((first, shown(g.group), f"{g.n_sessions:,}", rate(g.ours), rate(g.other), with_interval(g.effect)))
     claim = tested.claim
-    header = ("by", "group", "sessions", shown(claim.arm), shown(claim.than), "difference, points [95%]")
+    header = ("by", "group", "sessions", shown(claim.arm), shown(claim.than), "difference, points (95%)")
     return Table(header, tuple(rows), text_columns=2)
 
 
@@ -148,7 +148,7 @@ def skip_gaps(found: Confirmed) -> Table:
         for t in found.claims
         if t.skip_gap
     ]
-    return Table(("skip gap, HR@10, sampled", "points [95%]"), tuple(rows))
+    return Table(("skip gap, HR@10, sampled", "points (95%)"), tuple(rows))
 
 
 def paper_columns(found: Confirmed) -> Table:
@@ -164,7 +164,12 @@ def paper_columns(found: Confirmed) -> Table:
                 *map(rate, row.paper),
             )
         )
-    header = ("", "our arm", *(f"HR@{k} [95%]" for k in HIT_RATE_AT), *(f"paper HR@{k}" for k in HIT_RATE_AT))
+    header = (
+        "test, sampled (95%)",
+        "our arm",
+        *(f"HR@{k}" for k in HIT_RATE_AT),
+        *(f"paper HR@{k}" for k in HIT_RATE_AT),
+    )
     return Table(header, tuple(rows), text_columns=2, theirs=len(HIT_RATE_AT))
 
 
@@ -179,7 +184,7 @@ def paper_gains(found: Confirmed) -> Table:
         for row in found.paper.rows
         if row.gains
     ]
-    header = ("relative gain over S-", *(f"HR@{k} [95%]" for k in HIT_RATE_AT), *(f"paper HR@{k}" for k in HIT_RATE_AT))
+    header = ("relative gain over S- (95%)", *(f"HR@{k}" for k in HIT_RATE_AT), *(f"paper HR@{k}" for k in HIT_RATE_AT))
     return Table(header, tuple(rows), theirs=len(HIT_RATE_AT))
 
 
@@ -190,7 +195,7 @@ def observations(found: Confirmed) -> Table:
         strong.append(len(rows))
         rows.append((observation.text, observation.verdict, "", ""))
         rows += [(c.name, c.outcome, with_interval(c.effect), points(c.paper)) for c in observation.checks]
-    header = ("the paper's observation", "here", "points [95%]", "paper")
+    header = ("the paper's observation", "here", "points (95%)", "paper")
     return Table(header, tuple(rows), text_columns=2, strong=tuple(strong), theirs=1)
 
 
@@ -248,13 +253,19 @@ def best_cells(found: Analysis) -> Table:
 def repeat_groups(found: Analysis) -> list[tuple[str, tuple[DoneCell, ...]]]:
     """Groups of cells that differ by their seed alone, each with its name, the widest first."""
     groups = found.repeats.groups if found.repeats else ()
+    own = {arm.arm: varying(arm.cells) for arm in found.arms}
     named = []
     for group in sorted(groups, key=lambda g: min(c.value for c in g) - max(c.value for c in g)):
         first = group[0]
-        names = (*found.varying, *((RATIO,) if RATIO not in found.varying else ()))
-        own = {n: first.settings[n] for n in names if n in first.settings and n not in ("alpha", "beta")}
-        named.append((first.arm, settings_line(own), group))
-    return [(f"{arm}, {text}" if text else arm, group) for arm, text, group in named]
+        # What one arm's cells share tells nothing; alpha and beta are in their ratio.
+        told = {n: first.settings[n] for n in own[first.arm] if n in first.settings and n not in ("alpha", "beta")}
+        told |= (
+            {RATIO: first.settings[RATIO]}
+            if {"alpha", "beta"} & set(own[first.arm]) and RATIO in first.settings
+            else {}
+        )
+        named.append((", ".join([first.arm, *([settings_line(told)] if told else [])]), group))
+    return named
 
 
 def repeats(found: Analysis) -> Table:
