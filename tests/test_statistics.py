@@ -68,8 +68,8 @@ def slow_effect(values):
 
 
 def assert_same(found: Effect, expected: Effect):
-    """But for the last digits."""
-    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(expected), rel=1e-6, abs=1e-9, nan_ok=True)
+    """But for the last digits, of which the root of a difference near 0 has lost half."""
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(expected), rel=1e-6, abs=1e-7, nan_ok=True)
 
 
 class TestDifference:
