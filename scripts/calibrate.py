@@ -36,19 +36,12 @@ from study.statistics import Effect, difference, holm, power, verdict
 
 # P seeds and S sessions of a population, K and n of a study; C cells of an arm, R replicates of a bootstrap.
 
-SMALL = {
-    "dim": 16,
-    "n_layers": 1,
-    "n_heads": 2,
-    "feed_forward": 16,
-    "n_negatives": 50,
-    "learning_rate": 0.01,
-}
+SMALL = {"dim": 16, "n_layers": 1, "n_heads": 2, "feed_forward": 16, "n_negatives": 50, "learning_rate": 0.01}
 """A model that trains in seconds."""
 POPULATION_SEEDS = 24
 ARMS = {"S-": {"alpha": 0.0}, "S+": {"alpha": 0.5, "context": "item"}}
 STAGES = {"short": 3, "long": 8}
-"""Epochs. A model that was trained for long varies less from seed to seed."""
+"""Epochs: hardly begun, and still rising. Seeds differ after either, in their own ways."""
 K_HIT = 10
 """A target among the first ten is a hit."""
 SIZES = ((5, 100), (5, 1_000), (5, 10_000), (10, 1_000))
@@ -431,20 +424,13 @@ def share(value: float) -> str:
 
 def about_lines(lines: Sequence[Line]) -> str:
     """What intervals and verdicts came to."""
-    header = (
-        "population",
-        "seeds",
-        "sessions",
-        "noise from seeds",
-        "truth / error",
-        "interval covers",
-        "width / error",
-    )
+    header = "population|seeds|sessions|noise from seeds|truth / error|interval covers|width / error"
+    header += "|helps|hurts|either|either in theory"
     rows = []
     for x in lines:
         rows.append((x.population, str(x.K), f"{x.n:,}", share(x.seed_share), f"{x.truth:.2f}", share(x.coverage)))
         rows[-1] += (f"{x.width:.2f}", *map(share, (x.helps, x.hurts, x.helps + x.hurts, x.theory)))
-    return table((*header, "helps", "hurts", "either", "either in theory"), rows)
+    return table(header.split("|"), rows)
 
 
 def about_ways(lines: Sequence[Line]) -> str:
@@ -484,15 +470,17 @@ def simulated(hits: Mapping[str, Hits], studies: int) -> Iterator[str]:
 
 
 def about_real(studies: Sequence[Sequence[tuple[Effect, str]]]) -> str:
-    """By claim: what was said, and the mean effect, whose spread over studies tells whether there is truly none."""
+    """By claim: what was said, and the mean effect with its standard error, which tells whether there truly is none."""
+    said = ("helps", "hurts", "no effect", "not enough runs")
     rows = []
     for (arm, than), outcomes in zip(CLAIMS, zip(*studies, strict=True), strict=True):
         words = [word for _, word in outcomes]
         effects = np.array([effect.estimate for effect, _ in outcomes])
-        of_mean = effects.std(ddof=1) / math.sqrt(len(effects)) if len(effects) > 1 else math.nan
-        said = (str(words.count(word)) for word in ("helps", "hurts", "no effect", "not enough runs"))
-        rows.append((f"{arm} above {than}", str(len(words)), *said, f"{effects.mean():+.4f} +- {of_mean:.4f}"))
-    return table(("claim", "studies", "helps", "hurts", "no effect", "not enough runs", "mean effect"), rows)
+        mean = f"{effects.mean():+.4f} +- {stats.sem(effects):.4f}" if len(effects) > 1 else f"{effects.mean():+.4f}"
+        rows.append((f"{arm} above {than}", *(str(words.count(word)) for word in said), mean))
+    some = (str(sum(any(found == word for _, found in study) for study in studies)) for word in said)
+    rows.append(("any of them", *some, ""))
+    return table((f"{len(studies)} studies", *said, "mean effect"), rows)
 
 
 def main() -> None:
@@ -505,10 +493,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.real_studies:
         numbers = tqdm(range(arguments.real_studies), desc="studies", disable=None)
-        print(about_real([real_study(number) for number in numbers]))
-        return
-    for text in simulated(load_population(arguments.keep), arguments.studies):
-        print(text)
+        texts = [about_real([real_study(number) for number in numbers])]
+    else:
+        texts = simulated(load_population(arguments.keep), arguments.studies)
+    print("\n".join(texts), end="")
 
 
 if __name__ == "__main__":
