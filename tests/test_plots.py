@@ -88,9 +88,11 @@ def test_numbers_are_not_jittered_and_names_are(found):
 
 def test_importance_bars_start_at_zero_with_the_largest_on_top():
     """Bars are lengths, so their axis starts at 0."""
-    (axes,) = plots.importance({"beta": 0.2, "alpha": 0.7, "context": 0.1}).axes
+    shares = {"beta": 0.2, "alpha": 0.7, "context": 0.1}
+    (axes,) = plots.importance(shares, {name: (share - 0.1, share + 0.2) for name, share in shares.items()}).axes
     assert [t.get_text() for t in axes.get_yticklabels()] == ["context", "beta", "alpha"]
     assert axes.get_xlim()[0] == 0
+    assert [list(line.get_xdata()) for line in axes.lines][-1] == pytest.approx([0.6, 0.9])
 
 
 def test_learning_curves_name_each_arm_with_its_best_value(found):

@@ -3,20 +3,23 @@
 import csv
 import json
 import re
+import time
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from fake_study import AWKWARD, FakeStudy, metrics_at, mixed_study
+from fake_study import AWKWARD, FakeStudy, confirming_study, metrics_at, mixed_study
 
 from skiprec.config import from_flat, read_toml
 from skiprec.errors import OutputError, StudyError
 from study import report
 from study.analysis import analyse, rate
 from study.estimate import duration
-from study.report import Table, markdown_environment, markdown_table, markdown_text, write_report
+from study.report import Table, markdown_environment, markdown_table, markdown_text, note, write_report
+from study.report._tables import cost
 
-FIGURES = ("table1", "parallel_coordinates", "slices", "importance", "learning_curves", "cost")
+FIGURES = ("table1", "learning_curves", "cost", "noise", "parallel_coordinates", "slices", "importance")
+CONFIRMED_FIGURES = ("claims", "groups")
 
 
 class Page(HTMLParser):
@@ -30,7 +33,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
-        if tag not in ("img", "meta", "link"):
+        if tag not in ("img", "meta", "link", "source"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -59,7 +62,8 @@ def page(folder):
 def test_every_file_is_written_and_named(written, folder):
     """And nothing else, beside them either."""
     assert [str(path.relative_to(folder)) for path in written] == [
-        "report.html", "report.md", "summary.json", "trials.csv", "best.toml", *(f"figures/{n}.png" for n in FIGURES),
+        "report.html", "report.md", "summary.json", "trials.csv", "best.toml", "recipe.toml",
+        *(f"figures/{n}.png" for n in FIGURES),
     ]  # fmt: skip
     assert sorted(path for path in folder.parent.rglob("*") if path.is_file()) == sorted(written)
 
@@ -67,7 +71,7 @@ def test_every_file_is_written_and_named(written, folder):
 def test_the_page_needs_nothing_but_itself(folder, page):
     """No script, nothing fetched: each picture is in it."""
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert len(page.addresses) == len(FIGURES)
+    assert len(page.addresses) == 2 * len(FIGURES)  # each for a screen and for a telephone
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     style = re.search(r"<style>(.*?)</style>", (folder / "report.html").read_text(), re.DOTALL)[1]
     assert "url(" not in style
@@ -117,30 +121,36 @@ def test_markdown_escapes_every_value_unless_told_otherwise():
 
 
 def test_a_markdown_table_aligns_numbers_to_the_right():
-    """And shows strong rows in bold, empty cells apart."""
+    """And shows strong rows in bold, empty cells apart; columns line up without being rendered."""
     assert markdown_table(Table(("a", "b"), (("x", "1"), ("", "2")), strong=(1,))) == (
-        "| a | b |\n| --- | ---: |\n| x | 1 |\n|  | **2** |"
+        "| a   |     b |\n| --- | ----: |\n| x   |     1 |\n|     | **2** |"
     )
 
 
 def test_both_pages_start_with_the_answer(folder, page):
-    """Best settings and whether skips help, before everything else."""
-    text = " ".join(" ".join(page.text).split())
-    best, answer, table = (text.index(t) for t in (".4640 validation HR@10", "Do skips help here?", "Table 1"))
-    assert best < answer < table
-    head = (folder / "report.md").read_text()[:900]
-    assert "**Best settings: .4640 validation HR@10, unidirectional S+ item.**" in head
-    assert "**Do skips help here? Not shown; bidirectional, S+ is below S-.**" in head
+    """That nothing is confirmed, how to confirm it, the best settings; then the noise, before any comparison."""
+    order = (
+        "Do skips help here?",
+        "Nothing is confirmed yet.",
+        "study confirm demo-0123abcd",
+        ".4640 validation HR@10",
+    )
+    order += ("Noise first", "Without and with skips", "Learning", "The search", "Cost", "How to make it again")
+    for text in (" ".join(" ".join(page.text).split()), (folder / "report.md").read_text()):
+        places = [text.index(part) for part in order]
+        assert places == sorted(places)
+        assert "single runs on validation suggest: not shown; bidirectional, S+ is below S-." in text
 
 
 def test_table1_has_ours_beside_the_papers(folder):
     """S+ item: HR@1 .5, HR@5 .8, HR@20 1.1 times .464; the missing row says that it is missing."""
     text = (folder / "report.md").read_text()
-    assert "| **.2320** | **.3712** | **.4640** | **.5104** | **.3073** | **.5088** | **.5867** | **.6554** |" in text
-    assert (
-        "| bidirectional S+ session | not in this study | 0 | - | - | - | - | .2101 | .4370 | .5270 | .6101 |" in text
-    )
-    assert "**validation**" in text
+    rows = [[cell.strip(" *") for cell in line.split("|")] for line in text.splitlines()]
+    ours = [".2320", ".3712", ".4640", ".5104", ".3073", ".5088", ".5867", ".6554", ""]
+    assert any(row[-9:] == ours for row in rows)
+    missing = ["bidirectional S+ session", "not in this study", "0", "-", "-", "-", "-", ".2101", ".4370", ".5270"]
+    assert any(row[1:11] == missing for row in rows)
+    assert "the best cell of each row on validation" in text
 
 
 def test_the_summary_is_json_with_the_verdicts_numbers(folder):
@@ -197,9 +207,9 @@ def test_an_unfinished_study_says_so_at_the_top(tmp_path):
     """Before the answer, in both pages and in the summary."""
     write_report(mixed_study(planned=60).study, tmp_path / "report")
     text = " ".join(Page((tmp_path / "report" / "report.html").read_text()).text)
-    assert text.index("Unfinished.") < text.index("Best settings")
+    assert text.index("Unfinished.") < text.index("Nothing is confirmed yet")
     assert "35 of 60 cells are complete" in text
-    assert "> **Unfinished.** 35 of 60 cells" in (tmp_path / "report" / "report.md").read_text()
+    assert "> **Note.** Unfinished. 35 of 60 cells" in (tmp_path / "report" / "report.md").read_text()
     assert json.loads((tmp_path / "report" / "summary.json").read_text())["finished"] is False
 
 
@@ -209,9 +219,9 @@ def test_one_trial_makes_a_report(tmp_path):
     fake.add(0.44, alpha=0.5, learning_rate=0.001)
     written = {path.name for path in write_report(fake.study, tmp_path / "report")}
     assert {"table1.png", "learning_curves.png", "cost.png"} <= written
-    assert not {"slices.png", "parallel_coordinates.png", "importance.png"} & written
+    assert not {"slices.png", "parallel_coordinates.png", "importance.png", "noise.png"} & written
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "This study cannot say" in text
+    assert "this study cannot say" in text
     assert "No setting differs between the complete cells" in text
 
 
@@ -261,9 +271,9 @@ def test_the_median_of_an_even_number_of_cells_lies_between_the_middle_two():
     values = sorted(cell.value for cell in found.cells)
     for arm in found.arms:
         own = sorted(cell.value for cell in arm.cells)
-        (shown,) = (row for row in report.cost(found).rows if row[0] == arm.arm)
+        (shown,) = (row for row in cost(found).rows if row[0] == arm.arm)
         assert shown[3] == (rate(float(np.median(own))) if own else "-")
-    assert report.cost(found).rows[-1][3] == rate(float(np.median(values)))
+    assert cost(found).rows[-1][3] == rate(float(np.median(values)))
     assert any(len(arm.cells) % 2 == 0 and len(arm.cells) for arm in found.arms)
 
 
@@ -272,9 +282,128 @@ def test_a_finished_study_says_what_it_took_and_what_was_estimated(tmp_path):
     fake = FakeStudy()
     fake.add(0.44, alpha=0.5, learning_rate=0.001)
     write_report(fake.study, tmp_path / "plain")
-    assert "| time | 50 s |" in (tmp_path / "plain" / "report.md").read_text()
+    assert re.search(r"\| time +\| 50 s +\|", (tmp_path / "plain" / "report.md").read_text())
     fake.study.set_user_attr("first_estimate", {"cells": 2, "seconds": 40.0})
     write_report(fake.study, tmp_path / "compared")
-    assert "| time | 50 s; estimated after 2 cells: 40 s (+25%) |" in (tmp_path / "compared" / "report.md").read_text()
+    text = (tmp_path / "compared" / "report.md").read_text()
+    assert re.search(r"\| time +\| 50 s; estimated after 2 cells: 40 s \(\+25%\) +\|", text)
     summary = json.loads((tmp_path / "compared" / "summary.json").read_text())
     assert (summary["seconds_taken"], summary["first_estimate"]["seconds"]) == (50.0, 40.0)
+
+
+@pytest.fixture(scope="module")
+def confirmed(tmp_path_factory):
+    """The report on the mixed study with its confirming runs."""
+    runs = confirming_study().run_all()
+    out = tmp_path_factory.mktemp("reports") / "confirmed"
+    write_report(mixed_study().study, out, runs.study, runs.read_ranks)
+    return out
+
+
+def test_with_confirming_runs_the_page_is_in_the_order_of_its_questions(confirmed):
+    """Answer, claims, noise, then comparisons; how the settings were found after that."""
+    order = ("Do skips help here?", "Yes: S+ item beats S- and its control", "The measures disagree", "Best settings")
+    order += ("What was claimed", "Noise first", "Verdicts:", "Test hit rates of each arm", "By group", "Skip gap")
+    order += ("Learning curves of the confirming", "The search", "Cost", "How to make it again", "What failed", "Data")
+    page = Page((confirmed / "report.html").read_text())
+    for text in (" ".join(" ".join(page.text).split()), (confirmed / "report.md").read_text()):
+        places = [text.index(part) for part in order]
+        assert places == sorted(places)
+    assert page.open == []
+
+
+def test_names_of_contexts_are_text_that_disturbs_nothing(confirmed):
+    """A script, a line's end, and letters that run to the left, in every file that people read."""
+    html, text = (confirmed / "report.html").read_text(), (confirmed / "report.md").read_text()
+    said = " ".join(Page(html).text)
+    assert "<script" not in html + text
+    for name in ("<script>alert('ctx')</script>", "one and two", "\u2068רדיו עברי\u2069"):
+        assert name in said
+    assert "&lt;script&gt;alert('ctx')&lt;/script&gt;" in text
+
+
+def test_every_figure_says_what_is_to_be_seen_in_it(confirmed):
+    """For who cannot see it: with the figures of the first claim, by each measure."""
+    alternatives = re.findall(r'<img alt="([^"]+)"', (confirmed / "report.html").read_text())
+    assert len(alternatives) == len(FIGURES) + len(CONFIRMED_FIGURES)
+    assert all(len(text) > 30 for text in alternatives)
+    effect = json.loads((confirmed / "summary.json").read_text())["confirmed"]["claims"][0]["effect"]
+    assert f"S+ item less S-, HR@10: sampled {100 * effect['estimate']:+.1f} points" in " ".join(alternatives)
+
+
+def test_baselines_stand_in_the_table_of_arms_with_a_margin_for_sessions_alone(confirmed):
+    """.39 among 1,200 sessions: 1.96 sqrt(.39 .61 / 1200) = .0276."""
+    text = (confirmed / "report.md").read_text()
+    (row,) = (line for line in text.splitlines() if line.startswith("| baseline: session-popular") and ".3120" in line)
+    assert ".3900 ± .0276" in row
+
+
+def test_the_tables_are_files_too(confirmed):
+    """Every claim, measure and K; every arm and baseline; every claim's groups."""
+    rows = {name: list(csv.DictReader(open(confirmed / f"{name}.csv"))) for name in ("claims", "arms", "groups")}
+    assert len(rows["claims"]) == 4 * 3 * 4
+    declared = [(r["arm"], r["than"], r["measure"], r["k"]) for r in rows["claims"] if r["declared"] == "True"]
+    assert declared == [
+        ("S+ item", "S-", "sampled", "10"), ("S+ item", "other skips", "sampled", "10"),
+        ("S+ session", "S-", "full", "10"), ("S-", AWKWARD, "sampled", "10"),
+    ]  # fmt: skip
+    assert len(rows["arms"]) == (5 + 3) * 3 * 4
+    assert sum(r["interval"] == "sessions alone" for r in rows["arms"]) == 3 * 3 * 4
+    own = [r for r in rows["groups"] if (r["arm"], r["than"]) == ("S+ item", "S-")]
+    assert sum(int(r["sessions"]) for r in own if r["grouping"] == "context type") == 1200
+    assert [r["grouping"] for r in own][-1] == "skip gap"
+
+
+def test_the_best_configuration_is_the_finalist_that_validation_prefers(confirmed):
+    """S+ item, whose mean over the seeds is the highest; in a form that training takes."""
+    config = from_flat(read_toml(confirmed / "best.toml"))
+    assert (config.loss.alpha, config.loss.context, config.learning_rate) == (1.0, "item", 0.0005)
+    assert "highest mean HR@10 over the confirming seeds" in (confirmed / "report.md").read_text()
+
+
+def test_the_note_has_the_answer_the_figure_and_the_settings(confirmed, folder):
+    """For who only browses the tracker; what is not confirmed says so."""
+    text = note(confirmed)
+    assert "**Yes: S+ item beats S- and its control" in text
+    assert "report/figures/claims.png" in text
+    assert "Best settings: those of S+ item." in text
+    assert "<" not in text.replace("&lt;", "")
+    assert "Nothing is confirmed yet." in note(folder)
+
+
+def test_settings_of_the_released_code_come_with_what_it_does_besides(tmp_path):
+    """Where an arm has its negatives; nowhere else."""
+    fake = FakeStudy()
+    fake.add(0.44, fixed={"negative_scope": "released"}, alpha=0.5, learning_rate=0.001)
+    write_report(fake.study, tmp_path / "report")
+    assert "padding is attended to" in (tmp_path / "report" / "report.md").read_text()
+    other = FakeStudy()
+    other.add(0.44, alpha=0.5, learning_rate=0.001)
+    write_report(other.study, tmp_path / "other")
+    assert "padding is attended to" not in (tmp_path / "other" / "report.md").read_text()
+
+
+def test_unequal_chances_are_said_at_the_top(tmp_path):
+    """With and without confirming runs."""
+    fake, runs = mixed_study(), confirming_study(unequal=True).run_all()
+    fake.study.set_user_attr("recipe", fake.study.user_attrs["recipe"] | {"unequal": True})
+    for name, more in (("plain", ()), ("confirmed", (runs.study, runs.read_ranks))):
+        write_report(fake.study, tmp_path / name, *more)
+        text = (tmp_path / name / "report.md").read_text()
+        assert "unequal chances" in text.split("## Learning")[0]
+        assert "Chances were unequal" in text
+
+
+@pytest.mark.slow
+def test_a_study_of_a_thousand_cells_fits_in_three_megabytes(tmp_path):
+    """And is written within a minute or so of one core's time."""
+    fake = FakeStudy(planned=1000)
+    random = np.random.default_rng(0)
+    for i in range(1000):
+        alpha, learning_rate = 10 ** random.uniform(-2, 0), 10 ** random.uniform(-4, -2)
+        fixed = {"context": ("session", "item")[i % 2]}
+        fake.add(0.4 + 0.1 * random.random(), cell=f"c{i}", fixed=fixed, alpha=alpha, learning_rate=learning_rate)
+    start = time.process_time()
+    write_report(fake.study, tmp_path / "report")
+    assert time.process_time() - start < 60
+    assert (tmp_path / "report" / "report.html").stat().st_size < 3_000_000

@@ -67,6 +67,8 @@ def answer(found: Confirmed) -> Answer:
 
 def headline(found: Confirmed, first: TestedClaim) -> str:
     """What the claims of the first claim's arm come to, as one sentence."""
+    if (declared := found.declared[0]) in found.untested:
+        return f"Not settled: {shown(declared.arm)} against {shown(declared.than)}, claimed first, could not be tested."
     text = own_claims(found, first) + other_arms(found, first.claim.arm)
     if disagree(first):
         text += f" ({SHORT_NAMES[first.claim.measure]} measure, as declared; another measure says the opposite)"

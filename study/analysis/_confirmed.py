@@ -121,7 +121,9 @@ class Confirmed:
     arms: tuple[ConfirmedArm, ...]
     without_runs: tuple[str, ...]
     """Arms of which no run is complete."""
+    declared: tuple[Claim, ...]
     claims: tuple[TestedClaim, ...]
+    """Those that could be tested."""
     untested: tuple[Claim, ...]
     """Claims about an arm without runs; they still count in Holm's correction."""
     curves: tuple[Curve, ...]
@@ -185,6 +187,7 @@ def confirmed(study: optuna.Study, read_ranks: Callable[[str], pd.DataFrame]) ->
         worthwhile=recipe["worthwhile"],
         arms=arms,
         without_runs=tuple(arm for arm in configs if arm not in own),
+        declared=claims,
         claims=test_claims(testable, ranks, recipe["worthwhile"], family=len(claims)),
         untested=tuple(claim for claim in claims if claim not in testable),
         curves=tuple(curve(arm.name, arm.runs) for arm in arms if arm.same_as is None),

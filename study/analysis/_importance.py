@@ -1,5 +1,6 @@
 """How much each setting decides whether an S+ cell is among the best, and how sure that is."""
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,14 +73,20 @@ class Drawn(optuna.Study):
 
     points: Sequence[FrozenTrial] = ()
 
+    def draw(self, points: Sequence[FrozenTrial]) -> None:
+        """Take these, complete as they are, each as a trial of its own: PED-ANOVA tells them apart by their ids."""
+        self.points = [copy.copy(point) for point in points]
+        for i, point in enumerate(self.points):
+            point._trial_id = i
+
     def get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
-        """All of them, complete as they are."""
+        """All of them."""
         return list(self.points)
 
 
 def shares_of(study: Drawn, points: Sequence[FrozenTrial]) -> dict[str, float]:
     """PED-ANOVA's shares, of the settings that differ between the points."""
-    study.points = points
+    study.draw(points)
     return optuna.importance.get_param_importances(study)
 
 

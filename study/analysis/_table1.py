@@ -3,7 +3,6 @@
 Its comparisons are those of the paper, whatever the recipe claims: none of them is corrected for their number.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from jaxtyping import Bool, Float
 from skiprec.evaluation import HIT_RATE_AT
 from study.analysis._ranks import Ranks
 from study.analysis._tables import ARCHITECTURES, PAPER_TEST, use_of_skips
-from study.statistics import Effect, crossed_effect, difference
+from study.statistics import Effect, around, crossed_effect, difference
 
 # K seeds, S sessions.
 
@@ -205,13 +204,13 @@ def observations(hits: Callable[[Key, int], Hits]) -> tuple[Observation, ...]:
 def relative_gain(ours: Hits, other: Hits) -> Effect:
     """The ratio of two hit rates, less 1, by the delta method: see `linearised_gain`."""
     gain, values = linearised_gain(ours, other)
-    return shifted(crossed_effect([(1.0, values)]), gain)
+    return around(crossed_effect([(1.0, values)]), gain)
 
 
 def difference_of_gains(first: tuple[Hits, Hits], last: tuple[Hits, Hits]) -> Effect:
     """The relative gain of one pair of hits less that of another, of the same arms at another K."""
     (gain, values), (other_gain, other_values) = linearised_gain(*first), linearised_gain(*last)
-    return shifted(crossed_effect([(1.0, values - other_values)]), gain - other_gain)
+    return around(crossed_effect([(1.0, values - other_values)]), gain - other_gain)
 
 
 def linearised_gain(ours: Hits, other: Hits) -> tuple[float, Float[np.ndarray, "K S"]]:
@@ -227,10 +226,3 @@ def linearised_gain(ours: Hits, other: Hits) -> tuple[float, Float[np.ndarray, "
         return math.inf, np.full(ours.shape, math.nan, dtype=np.float32)
     ratio = ours.mean(dtype=np.float64) / base
     return ratio - 1, ((ours - np.float32(ratio) * other) / base).astype(np.float32)
-
-
-def shifted(effect: Effect, by: float) -> Effect:
-    """An effect around another estimate, its width kept; p is not asked for."""
-    return dataclasses.replace(
-        effect, estimate=effect.estimate + by, low=effect.low + by, high=effect.high + by, p=math.nan
-    )

@@ -56,6 +56,8 @@ def between(effect: Effect) -> str:
 
 def interval(effect: Effect) -> str:
     """`+0.8 points (95% interval +0.2 to +1.4)`."""
+    if not math.isfinite(effect.low):
+        return f"{points(effect.estimate)} points (one seed, so no interval)"
     return f"{points(effect.estimate)} points (95% interval {between(effect)})"
 
 
