@@ -271,6 +271,11 @@ def test_gains_are_over_the_s_minus_arm_of_the_claim_and_of_its_architecture(who
         ),
         ({"S-": 0.60, "S+": 0.40, CONTROL: 0.40}, "No: S+ is worse than S-."),
         ({"S-": 0.40, "S+": 0.40, CONTROL: 0.40}, "No: S+ and S- differ by no more than 0 points."),
+        ({"S-": 0.60, "S+": 0.40, CONTROL: 0.60}, f"No: S+ is worse than S-, and than {CONTROL}."),
+        (
+            {"S-": 0.40, "S+": 0.40, CONTROL: 0.60},
+            f"No: S+ and S- differ by no more than 0 points; S+ is worse than {CONTROL}.",
+        ),
     ],
 )
 def test_the_first_sentence_says_what_the_claims_come_to(rates, headline):

@@ -86,11 +86,16 @@ def own_claims(found: Confirmed, first: TestedClaim) -> str:
         return f"{arm} against {shown(first.claim.than)}: {first.verdict.text}"
     against = without[0]
     base = shown(against.claim.than)
+    worse = [shown(c.claim.than) for c in controls if c.verdict.word == "hurts"]
+    others = "every control" if len(worse) == len(controls) > 1 else listed(worse) if worse else ""
     if against.verdict.word == "hurts":
-        return f"No: {arm} is worse than {base}"
+        return f"No: {arm} is worse than {base}" + (f", and than {others}" if worse else "")
     if against.verdict.word == "no effect":
-        return f"No: {arm} and {base} differ by no more than {against.verdict.bound_points} points"
+        text = f"No: {arm} and {base} differ by no more than {against.verdict.bound_points} points"
+        return f"{text}; {arm} is worse than {others}" if worse else text
     if against.verdict.word == "not enough runs":
+        if worse:
+            return f"No: {arm} is not shown to beat {base}, and is worse than {others}"
         return f"Not settled: {arm} may be better or worse than {base}"
     if not controls:
         return f"Yes, {arm} beats {base}; whether it takes the session's own skips was not asked"

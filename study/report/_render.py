@@ -44,15 +44,21 @@ def markdown_text(text: object) -> str:
     """Text that Markdown prints as it is, on one line."""
     if isinstance(text, Markup):
         return text
-    line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    line = re.sub(r"([\\`*\[\]|$])", r"\\\1", line)
     # A list, a heading or a rule would start with these.
-    return re.sub(r"^([#+-]|\d+\.)(?= |$)", r"\\\1", line)
+    return re.sub(r"^([#+-]|\d+\.)(?= |$)", r"\\\1", within_line(text))
+
+
+def within_line(text: object) -> str:
+    """Text that Markdown prints as it is, where something stands before it in its line."""
+    if isinstance(text, Markup):
+        return text
+    line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|$])", r"\\\1", line)
 
 
 def markdown_table(table: Table) -> Markup:
     """A table whose columns are as wide as what is in them, so that it can be read without being rendered."""
-    rows = [[markdown_text(cell) for cell in row] for row in (table.header, *table.rows)]
+    rows = [[within_line(cell) for cell in row] for row in (table.header, *table.rows)]
     for i in table.strong:
         rows[i + 1] = [f"**{cell}**" if cell else "" for cell in rows[i + 1]]
     widths = [min(WIDEST_CELL, max(3, *map(columns, column))) for column in zip(*rows, strict=True)]
