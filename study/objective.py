@@ -138,7 +138,8 @@ def choose(place: Workplace, trial: optuna.Trial) -> TrainConfig:
     with place.exclusively:
         params = suggest(place.recipe, attrs["arm"], trial)
         config = configuration(place.recipe, attrs["arm"], params, seed=attrs["seed"], threads=place.about["threads"])
-        if not attrs.get("proposed"):
+        # A plan has settled the seeds of its cells already: in a confirming one, pairs must stay pairs.
+        if place.recipe.sampler != "exhaustive" and not attrs.get("proposed"):
             used = {
                 t.user_attrs["seed"]
                 for t in place.study.get_trials(deepcopy=False)

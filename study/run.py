@@ -27,7 +27,7 @@ from skiprec.evaluation import Evaluator
 from skiprec.files import writing_to
 from skiprec.run import environment
 from study.cells import Cell, Progress, is_abandoned, plan, planned_cells, refill, stage_of
-from study.space import Recipe, differences, load_recipe
+from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
 from study.storage import Places, database_errors, open_storage, open_study, places
 from study.storage import make_schema as make_study_schema
 from study.tracking import close_orphans, end_run, git_commit, log_dataset, open_experiment, open_tracker, reopen_run
@@ -125,6 +125,7 @@ def launch(
     """
     if isinstance(recipe, str):
         recipe = load_recipe(recipe)
+    check_equal_chances(recipe)
     if workers < 1:
         raise StudyError(f"--workers is {workers}, expected at least 1")
     dataset = load_dataset(data)
@@ -214,7 +215,7 @@ def create(where: Places, making: Making, workers: int, device: str) -> optuna.S
         "experiment_id": experiment_id,
         "parent_run": parent,
         "splits": list(making.splits),
-        "baselines": baseline_metrics(dataset, making.splits, chosen),
+        "baselines": baseline_metrics(dataset, making, chosen),
         "versions": environment(chosen),
         "git_commit": git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -228,11 +229,15 @@ def create(where: Places, making: Making, workers: int, device: str) -> optuna.S
     return study
 
 
-def baseline_metrics(dataset: Dataset, splits: tuple[Split, ...], device: torch.device) -> dict[str, dict[str, float]]:
-    """Every baseline's metrics on the splits."""
+def baseline_metrics(dataset: Dataset, making: Making, device: torch.device) -> dict[str, dict[str, float]]:
+    """Every baseline's metrics on the study's splits; of heard targets alone where every arm is asked about those."""
+    arms = making.recipe.arms
+    targets = {arm_settings(making.recipe, arm).get("only_targets", "all") for arm in arms}
+    only = "heard" if targets == {"heard"} else "all"
     metrics: dict[str, dict[str, float]] = {}
-    for split in splits:
-        for name, values in evaluate_baselines(dataset, Evaluator(dataset, split, device)).items():
+    for split in making.splits:
+        evaluator = Evaluator(dataset, split, device, only_targets=only)
+        for name, values in evaluate_baselines(dataset, evaluator).items():
             metrics[name] = metrics.get(name, {}) | values
     return metrics
 

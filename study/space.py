@@ -81,7 +81,6 @@ class Recipe:
             # Whole configurations of the arm, so that a wrong value is refused before anything is made.
             for point in corners(arm_settings(self, name)):
                 from_flat(point, f"arm '{name}'")
-        check_equal_chances(self)
 
 
 def load_recipe(recipe: str) -> Recipe:
@@ -97,7 +96,13 @@ def load_recipe(recipe: str) -> Recipe:
         path = Path(recipe)
     else:
         raise ConfigError(f"recipe '{recipe}': unknown, expected one of {', '.join(sorted(shipped))}, or a TOML file")
-    return checked(Recipe, read_toml(path), str(path.name if recipe in shipped else path))
+    where = str(path.name if recipe in shipped else path)
+    found = checked(Recipe, read_toml(path), where)
+    try:
+        check_equal_chances(found)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return found
 
 
 def arm_settings(recipe: Recipe, arm: str) -> dict[str, Any]:

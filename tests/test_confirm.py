@@ -1,14 +1,20 @@
 """Confirming runs: which settings are confirmed, over which seeds, in which order, and what is refused."""
 
+import dataclasses
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import optuna
 import pytest
 from fake_study import FakeStudy
 
 from skiprec.config import flatten
 from skiprec.errors import StudyError
 from study.analysis import done_cells
-from study.cells import cell_id
+from study.cells import cell_id, enqueue
 from study.claims import claims_from
 from study.confirm import FIRST_SEED, confirming_recipe, finalists, paired_plan
+from study.objective import choose
 from study.space import Recipe, configuration, experiment
 
 DIGEST = "d" * 64
@@ -111,3 +117,29 @@ def test_arms_of_equal_ratio_keep_their_pairs():
     first, second, *_ = (configuration(fixed, c.arm, {}, seed=c.seed, threads=1) for c in paired_plan(fixed, DIGEST, 1))
     assert experiment(first) == experiment(second)
     assert first.seed == second.seed == 1
+
+
+def test_a_planned_cell_keeps_its_seed_where_another_arm_is_the_same_experiment():
+    """S- is the same whatever its context; with another seed it would be no pair any more."""
+    arms = {"S-": {"alpha": 0.0}, "S- too": {"alpha": 0.0, "context": "session"}}
+    fixed = Recipe(name="m", sampler="exhaustive", arms=arms, seeds=[5])
+    study = optuna.create_study()
+    for cell in paired_plan(fixed, DIGEST, threads=1):
+        enqueue(study, cell, attempt=1)
+    place = SimpleNamespace(
+        study=study,
+        recipe=fixed,
+        exclusively=nullcontext(),
+        about={"threads": 1},
+        dataset=SimpleNamespace(digest=DIGEST),
+    )
+    assert [choose(place, study.ask()).seed for _ in range(2)] == [5, 5]
+
+
+def test_finalists_with_other_budgets_than_each_other_are_confirmed():
+    """Chances were equal when they were searched: each arm tried both numbers of epochs."""
+    cells = study_of(("S-", 0.44, 1, {"learning_rate": 0.01}), ("S+ item", 0.47, 7, {"alpha": 0.5}))
+    epochs = {"S-": 12, "S+ item": 24}
+    cells = [dataclasses.replace(c, config=c.config | {"max_epochs": epochs[c.arm]}) for c in cells]
+    confirmed = confirming_recipe(recipe(), "mine-0", finalists(cells, ["S-", "S+ item"]), 5)
+    assert [arm["max_epochs"] for arm in confirmed.arms.values()] == [12, 24]

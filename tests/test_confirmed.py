@@ -337,3 +337,12 @@ def test_a_measure_asks_about_the_same_sessions_in_both_arms(whole):
     new = ~next(iter(runs.tables.values()))["repeated"].to_numpy()
     by_hand = difference(hits(runs, "S+ item", "full_new"), hits(runs, "S-", "full_new"), new)
     assert found.claims[0].effects["full_new"][10] == by_hand
+
+
+def test_a_control_that_could_not_be_tested_counts_as_not_beaten():
+    """Of two claims against controls one has no runs: that is no yes."""
+    claims = [BEATS_S_MINUS, {"arm": "S+", "than": CONTROL}, {"arm": "S+", "than": "random"}]
+    arms = {"S-": MINUS, "S+": PLUS, CONTROL: OTHER, "random": PLUS | {"negative_scope": "random"}}
+    runs = FakeConfirming(arms, claims, rates={"S-": 0.4, "S+": 0.6, CONTROL: 0.4, "random": 0.4})
+    runs.run_all(but=[("random", i) for i in range(5)])
+    assert answer(found_in(runs)).headline.startswith("Not shown to be due to these skips: S+ beats S-, but is not")

@@ -100,6 +100,7 @@ def own_claims(found: Confirmed, first: TestedClaim) -> str:
     if not controls:
         return f"Yes, {arm} beats {base}; whether it takes the session's own skips was not asked"
     left = [shown(c.claim.than) for c in controls if c.verdict.word != "helps"]
+    left += [shown(claim.than) for claim in found.untested if claim.arm == name]
     if not left:
         return f"Yes: {arm} beats {base} and {'every control' if len(controls) > 1 else 'its control'}"
     return f"Not shown to be due to these skips: {arm} beats {base}, but is not shown to beat {listed(left)}"

@@ -49,10 +49,14 @@ class Check:
     effect: Effect
     paper: float
     """The same from the paper's figures."""
+    of: Effect | None = None
+    """For what wanes, the gap or gain at the first K: where none is shown, nothing can wane."""
 
     @property
     def outcome(self) -> Outcome:
         """By whether the 95% interval leaves 0 out, on the paper's side or on the other."""
+        if self.of is not None and not self.of.low > 0:
+            return "not shown"
         if self.effect.low > 0:
             return "holds"
         return "reversed" if self.effect.high < 0 else "not shown"
@@ -166,6 +170,7 @@ def observations(hits: Callable[[Key, int], Hits]) -> tuple[Observation, ...]:
             name=f"{label}: gap at HR@{FIRST_K} less gap at HR@{LAST_K}",
             effect=crossed_effect([(1.0, gap[FIRST_K] - gap[LAST_K])]),
             paper=papers[FIRST_K] - papers[LAST_K],
+            of=crossed_effect([(1.0, gap[FIRST_K])]),
         )
 
     def gain_wanes(architecture: str, label: str) -> Check:
@@ -175,6 +180,7 @@ def observations(hits: Callable[[Key, int], Hits]) -> tuple[Observation, ...]:
             name=f"{architecture} {label}: gain at HR@{FIRST_K} less gain at HR@{LAST_K}",
             effect=difference_of_gains(*((hits(own, k), hits(base, k)) for k in (FIRST_K, LAST_K))),
             paper=papers[FIRST_K] - papers[LAST_K],
+            of=relative_gain(hits(own, FIRST_K), hits(base, FIRST_K)),
         )
 
     pairs = [(architecture, label) for architecture in ARCHITECTURES for label in PLUS]
