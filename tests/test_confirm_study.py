@@ -123,7 +123,7 @@ def test_the_report_of_a_confirmed_study_and_its_answer_are_kept_with_its_run(co
     """The page, the tables, and the note that the UI shows."""
     _, handle, _ = confirmed
     names = {path.name for path in handle.report(tmp_path / "report")}
-    assert {"report.html", "claims.csv", "arms.csv", "groups.csv", "forest.png", "learning_bands.png"} <= names
+    assert {"report.html", "claims.csv", "arms.csv", "groups.csv", "claims.png", "learning_curves.png"} <= names
     client = MlflowClient(tracking_uri=handle.where.tracking_uri)
     run = client.get_run(handle.study.user_attrs["parent_run"])
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())

@@ -345,7 +345,7 @@ def test_a_report_is_kept_with_the_study_and_never_overwritten(finished):
     done = run(folder, "study", "report", handle.name, "--out", "out")
     assert done.returncode == 0, done.stderr
     names = {p.name for p in (folder / "out").iterdir()}
-    assert names == {"report.html", "report.md", "summary.json", "trials.csv", "figures", "best.toml"}
+    assert names == {"report.html", "report.md", "summary.json", "trials.csv", "figures", "best.toml", "recipe.toml"}
     client = MlflowClient(tracking_uri=handle.where.tracking_uri)
     kept = {Path(a.path).name for a in client.list_artifacts(handle.study.user_attrs["parent_run"], "report")}
     assert kept == names
