@@ -22,7 +22,7 @@ from skiprec.dataset import load_dataset
 from skiprec.prepare import prepare_logs
 from skiprec.synthetic import synthesize_logs
 from study.cells import facts
-from study.run import create, launch, locked
+from study.run import Making, create, launch, locked
 from study.space import Recipe
 from study.storage import places
 
@@ -80,7 +80,8 @@ def main() -> None:
         if finished:
             where, crowded = places(folder / "mlruns", None, None), dataclasses.replace(RECIPE, name="crowded")
             with locked(where, "crowded"):
-                made = create(where, "crowded", crowded, load_dataset(folder / "data"), 1, "cpu")
+                making = Making(name="crowded", recipe=crowded, dataset=load_dataset(folder / "data"))
+                made = create(where, making, 1, "cpu")
                 add_finished(made, handle.study.get_trials()[0], finished)
             handle = launch(crowded, folder / "data", name="crowded", **options)
         rows = measure(handle.study)

@@ -9,7 +9,7 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import TrialState
 
 from study.cells import facts, planned_cells, refill
-from study.run import create, locked
+from study.run import Making, create, locked
 from study.space import Recipe
 from study.storage import places
 from study.worker import work
@@ -31,7 +31,7 @@ def counted(dataset, tmp_path, monkeypatch):
     """A study that one worker finished in this process; how often each call was made meanwhile; and its trials."""
     where = places(tmp_path, None, None)
     with locked(where, "s"):
-        study = create(where, "s", RECIPE, dataset, 1, "cpu")
+        study = create(where, Making(name="s", recipe=RECIPE, dataset=dataset), 1, "cpu")
         refill(study, planned_cells(study), max_attempts=1)
     calls = collections.Counter()
 
@@ -59,7 +59,7 @@ def counted(dataset, tmp_path, monkeypatch):
 
 
 def test_a_trial_costs_a_few_transactions_and_no_look_at_the_other_trials(counted):
-    """Optuna: cell_id, config, run_id and result. MLflow: the settings, two epochs, the chosen one; four files.
+    """Optuna: cell_id, config, run_id and result. MLflow: the settings, two epochs, the chosen one; five files.
 
     What grows with the study is read a fixed number of times: its attributes once, the trials when the worker lists the
     waiting ones, first and last.
@@ -70,7 +70,7 @@ def test_a_trial_costs_a_few_transactions_and_no_look_at_the_other_trials(counte
     assert calls["get_study_user_attrs"] == 1
     assert calls["get_all_trials"] == 2
     assert calls["log_batch"] == 4 * CELLS
-    assert calls["log_artifact"] == 4 * CELLS
+    assert calls["log_artifact"] == 5 * CELLS
     assert calls["create_run"] == calls["log_inputs"] == calls["set_terminated"] == CELLS
 
 

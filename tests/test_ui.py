@@ -26,7 +26,7 @@ def test_the_ui_starts_names_the_studies_and_stops_with_ctrl_c(tmp_path):
     """It answers on loopback, links each study's trials, and ends with exit code 0."""
     where = places(tmp_path / "mlruns", None, None)
     where.mlruns.mkdir()
-    open_experiment(open_tracker(where), where, "some-study")
+    open_experiment(open_tracker(where), where, "some-study", "some-study")
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "study", "ui", "--port", str(port)],
