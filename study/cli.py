@@ -111,6 +111,7 @@ def confirm(
 def table1(
     data: Annotated[Path, typer.Option(help="A dataset folder, made by `skiprec prepare`.")],
     out: Annotated[Path, typer.Option(help="The report's folder, to be made.")] = Path("table1"),
+    recipe: Annotated[str, typer.Option(help="A TOML file with the same rows, where the whole is too much.")] = "table1",
     preset: Annotated[
         str | None, typer.Option(help="Settings in place of a search: paper, or released (the authors' code).")
     ] = None,
@@ -129,7 +130,7 @@ def table1(
     refuse_existing(out)
     options = {"mlruns": mlruns, "seeds": seeds, "workers": workers, "device": device}
     try:
-        for path in run_table1(table1_recipe(preset), data, out, **options):
+        for path in run_table1(table1_recipe(recipe, preset), data, out, **options):
             print(f"wrote {path}")
     except KeyboardInterrupt:
         print("stopped; the same command goes on with it", file=sys.stderr)

@@ -11,13 +11,17 @@ from study.space import Recipe, arm_settings, load_recipe
 from study.storage import places
 
 
-def table1_recipe(preset: str | None) -> Recipe:
-    """The shipped recipe; with a preset one cell a row, at the preset's settings, which leaves nothing to tune.
+def table1_recipe(base: str, preset: str | None) -> Recipe:
+    """The rows of Table 1; with a preset one cell a row, at the preset's settings, which leaves nothing to tune.
+
+    Args:
+        base: "table1", the shipped recipe, or a TOML file that cuts it.
+        preset: As of `skiprec train`.
 
     Raises:
-        ConfigError: If there is no such preset.
+        ConfigError: If there is no such recipe or preset.
     """
-    recipe = load_recipe("table1")
+    recipe = load_recipe(base)
     if preset is None:
         return recipe
     if preset not in PRESETS:
