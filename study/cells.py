@@ -23,6 +23,8 @@ from study.space import Recipe, configuration, experiment, grid
 
 SEED_STEP = 1000
 """Between the seeds of cells that are the same experiment."""
+BEST_SO_FAR = "best_so_far"
+"""What the trial of a cell that repeats its arm's best point is marked with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Cell:
     seed: int
     params: dict[str, Any]
     """The settings that vary; empty where they are still to be proposed."""
+    best_so_far: bool = False
+    """Whether the point to be proposed is the best that its arm has by then."""
 
 
 def cell_id(config: TrainConfig, dataset_digest: str) -> str:
@@ -50,21 +54,31 @@ def plan(recipe: Recipe, dataset_digest: str, threads: int) -> list[Cell]:
     used: set[str] = set()
     arms = []
     for arm in recipe.arms:
-        cells = []
         if recipe.sampler != "exhaustive":
-            for seed, slot in itertools.product(recipe.seeds, range(1, recipe.cells_per_arm + 1)):
-                cells.append(Cell(f"{arm} / seed {seed} / point {slot}", arm, seed, {}))
-        else:
-            for seed, params in itertools.product(recipe.seeds, grid(recipe, arm)):
-                config = configuration(recipe, arm, params, seed=seed, threads=threads)
-                measured = experiment(config)
-                while canonical_json([config.seed, measured]) in used:
-                    config = dataclasses.replace(config, seed=config.seed + SEED_STEP)
-                used.add(canonical_json([config.seed, measured]))
-                cells.append(Cell(cell_id(config, dataset_digest), arm, config.seed, params))
+            arms.append(proposed_later(recipe, arm))
+            continue
+        cells = []
+        points = grid(recipe, arm)
+        middle = points[len(points) // 2]
+        repeats = itertools.repeat((recipe.seeds[0], middle), recipe.repeats)
+        for seed, params in itertools.chain(itertools.product(recipe.seeds, points), repeats):
+            config = configuration(recipe, arm, params, seed=seed, threads=threads)
+            measured = experiment(config)
+            while canonical_json([config.seed, measured]) in used:
+                config = dataclasses.replace(config, seed=config.seed + SEED_STEP)
+            used.add(canonical_json([config.seed, measured]))
+            cells.append(Cell(cell_id(config, dataset_digest), arm, config.seed, params))
         arms.append(cells)
     turns = itertools.chain.from_iterable(itertools.zip_longest(*arms))
     return [cell for cell in turns if cell is not None]
+
+
+def proposed_later(recipe: Recipe, arm: str) -> list[Cell]:
+    """The cells of an arm that is searched: places in the queue, the last ones for its best point again."""
+    slots = itertools.product(recipe.seeds, range(1, recipe.cells_per_arm + 1))
+    cells = [Cell(f"{arm} / seed {seed} / point {slot}", arm, seed, {}) for seed, slot in slots]
+    again = [f"{arm} / best so far, repeat {i}" for i in range(1, recipe.repeats + 1)]
+    return cells + [Cell(name, arm, recipe.seeds[0], {}, best_so_far=True) for name in again]
 
 
 def planned_cells(study: optuna.Study) -> list[Cell]:
@@ -82,6 +96,7 @@ def planned_cells(study: optuna.Study) -> list[Cell]:
 def enqueue(study: optuna.Study, cell: Cell, attempt: int) -> None:
     """Put an attempt at a cell into the queue."""
     attrs = {"cell": cell.id, "arm": cell.arm, "seed": cell.seed, "attempt": attempt, "proposed": cell.params}
+    attrs |= {BEST_SO_FAR: True} if cell.best_so_far else {}
     study.enqueue_trial(cell.params, user_attrs=attrs)
 
 
@@ -204,4 +219,4 @@ def proposed(cell: Cell, trials: list[FrozenTrial]) -> Cell:
     if not with_params:
         return cell
     last = with_params[-1].user_attrs
-    return Cell(cell.id, cell.arm, last["seed"], last["proposed"])
+    return dataclasses.replace(cell, seed=last["seed"], params=last["proposed"])

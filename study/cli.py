@@ -111,7 +111,7 @@ def confirm(
 def table1(
     data: Annotated[Path, typer.Option(help="A dataset folder, made by `skiprec prepare`.")],
     out: Annotated[Path, typer.Option(help="The report's folder, to be made.")] = Path("table1"),
-    recipe: Annotated[str, typer.Option(help="A TOML file with the same rows, where the whole is too much.")] = "table1",
+    recipe: Annotated[str, typer.Option(help="A TOML file of the same rows, for a smaller search.")] = "table1",
     preset: Annotated[
         str | None, typer.Option(help="Settings in place of a search: paper, or released (the authors' code).")
     ] = None,

@@ -4,9 +4,10 @@ They are a study of their own, `NAME-confirm`, with the same queue, workers and 
 """
 
 import dataclasses
+import functools
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,17 @@ from skiprec.errors import StudyError
 from skiprec.files import canonical_json
 from study.analysis import DoneCell, done_cells, repeats
 from study.cells import Cell, cell_id, stage_of
-from study.claims import claims_from
+from study.claims import Claim, claims_from
 from study.run import Making, StudyHandle, carry_out
 from study.space import Recipe, configuration, experiment
-from study.statistics import seeds_needed
+from study.statistics import LEVEL, seeds_needed
 from study.storage import CONFIRM, Places, database_errors, has_study, open_study
 from study.tracking import open_tracker, read_ranks
 
 FEWEST_SEEDS = 5
 """With fewer, the seeds' own spread is hardly known, and neither is how sure the answer is."""
 FIRST_SEED = 100_001
-"""Far above those of a search."""
+"""Above those of most searches; see `first_seed`."""
 
 
 def confirm(
@@ -67,7 +68,8 @@ def confirm(
         name, attrs = study.study_name, study.user_attrs
         if not stage_of(study).is_finished:
             raise StudyError(f"study {name} is not finished; `study run` goes on with it, then confirm it")
-        chosen = finalists(done_cells(study.get_trials(deepcopy=False)), attrs["recipe"]["arms"])
+        cells = done_cells(study.get_trials(deepcopy=False))
+        chosen = finalists(cells, attrs["recipe"]["arms"])
         recipe = Recipe(**attrs["recipe"])
         earlier = confirmed_seeds(where, name)
         if seeds is None:
@@ -80,7 +82,7 @@ def confirm(
         dataset = load_dataset(Path(attrs["dataset"]))
     making = Making(
         name=f"{name}{CONFIRM}",
-        recipe=confirming_recipe(recipe, name, chosen, seeds),
+        recipe=confirming_recipe(recipe, name, chosen, fresh_seeds(cells, seeds)),
         dataset=dataset,
         plan=paired_plan,
         experiment=name,
@@ -109,7 +111,13 @@ def finalists(cells: Iterable[DoneCell], arms: Iterable[str]) -> dict[str, DoneC
     return {arm: max(group, key=lambda c: (c.value, -c.trial)) for arm, group in best.items()}
 
 
-def confirming_recipe(recipe: Recipe, name: str, chosen: Mapping[str, DoneCell], seeds: int) -> Recipe:
+def fresh_seeds(cells: Iterable[DoneCell], n: int) -> list[int]:
+    """Seeds that no cell of the search had."""
+    first = max(FIRST_SEED, 1 + max(cell.seed for cell in cells))
+    return [first + i for i in range(n)]
+
+
+def confirming_recipe(recipe: Recipe, name: str, chosen: Mapping[str, DoneCell], seeds: list[int]) -> Recipe:
     """The recipe of the confirming runs: every arm fixed to its finalist's settings."""
     fixed = {
         arm: {k: v for k, v in cell.config.items() if k not in ("seed", "threads")} for arm, cell in chosen.items()
@@ -119,9 +127,10 @@ def confirming_recipe(recipe: Recipe, name: str, chosen: Mapping[str, DoneCell],
         name=f"{name}{CONFIRM}",
         sampler="exhaustive",
         cells_per_arm=0,
-        seeds=[FIRST_SEED + i for i in range(seeds)],
+        repeats=0,
+        seeds=seeds,
         # As they were declared before the study ran, written out.
-        claims=[{"arm": c.arm, "than": c.than, "metric": c.metric} for c in claims_from(recipe.claims, recipe.arms)],
+        claims=[claim.table for claim in claims_from(recipe.claims, recipe.arms)],
         settings={},
         arms=fixed,
     )
@@ -149,50 +158,73 @@ def confirmed_seeds(where: Places, name: str) -> int | None:
 
 
 def planned_seeds(where: Places, study: optuna.Study, chosen: Mapping[str, DoneCell], detect: float) -> int:
-    """How many paired seeds find a difference of HR@10 in 4 studies of 5, by the noise that the search showed.
+    """How many paired seeds find a difference in 4 studies of 5, for any claim, by the noise that the search showed.
+
+    Each claim is asked as strictly as Holm's correction asks the clearest one of the family.
 
     Raises:
-        StudyError: If the noise is not known, or no number of seeds is enough.
+        StudyError: If nothing is claimed, the noise is not known, or no number of seeds is enough.
     """
-    noise = expected_noise(where, study, chosen)
-    needed = seeds_needed(detect, **noise)
-    if needed is None:
-        raise StudyError(
-            f"--detect {detect}: no number of seeds is enough with {noise['n_sessions']:,} sessions, whose own spread "
-            "remains; expected a larger difference, or more data"
-        )
-    return max(FEWEST_SEEDS, needed)
-
-
-def expected_noise(where: Places, study: optuna.Study, chosen: Mapping[str, DoneCell]) -> dict[str, Any]:
-    """How far seeds and sessions will move a difference between two arms, from validation alone.
-
-    Seeds: the spread of repeats, for two arms, as if pairing by seed took nothing of it away. What is left when seed
-    and session are known: how often two repeats disagree about a session. Sessions: the spread of the difference
-    between the finalists of the first claim, less that.
-
-    Raises:
-        StudyError: If no two cells of the study are the same experiment.
-    """
+    recipe = study.user_attrs["recipe"]
+    claims = claims_from(recipe["claims"], recipe["arms"])
     same = repeats(done_cells(study.get_trials(deepcopy=False)))
+    if not claims:
+        raise StudyError(
+            f"--detect {detect}: study {study.study_name} has one arm, so there is no difference to detect"
+        )
     if same is None:
         raise StudyError(
             f"study {study.study_name} has no two cells that differ by their seed alone, so how noisy seeds are is not "
-            f"known; give --seeds, {FEWEST_SEEDS} or more, or two `seeds` in the recipe"
+            f"known; give --seeds, {FEWEST_SEEDS} or more, or `repeats = 1` in the recipe"
         )
-    recipe = study.user_attrs["recipe"]
-    claim = claims_from(recipe["claims"], recipe["arms"])[0]
-    client = open_tracker(where)
+    client, needed = open_tracker(where), FEWEST_SEEDS
+    read = functools.cache(lambda run_id: read_ranks(client, run_id, "val"))
+    for claim in claims:
 
-    def hits(cell: DoneCell) -> np.ndarray:
-        rank = read_ranks(client, cell.run_id, "val")[claim.measure].dropna()
-        return (rank <= claim.k).to_numpy(dtype=float)
+        def hits(cell: DoneCell, claim: Claim = claim) -> np.ndarray:
+            return (read(cell.run_id)[claim.measure].dropna() <= claim.k).to_numpy(dtype=float)
 
-    disagree = np.square(hits(same.groups[0][0]) - hits(same.groups[0][1])).mean()
-    difference = hits(chosen[claim.arm]) - hits(chosen[claim.than])
+        groups = [[hits(cell) for cell in group] for group in same.groups]
+        noise = expected_noise(groups, [hits(chosen[arm]) for arm in claim.arms])
+        seeds = seeds_needed(detect, **noise, level=LEVEL / len(claims))
+        if seeds is None:
+            raise StudyError(
+                f"--detect {detect}: no number of seeds is enough for {claim.named()}, with {noise['n_sessions']:,} "
+                "sessions, whose own spread remains; expected a larger difference, or more data"
+            )
+        needed = max(needed, seeds)
+    return needed
+
+
+def expected_noise(repeated: Sequence[Sequence[np.ndarray]], compared: Sequence[np.ndarray]) -> dict[str, Any]:
+    """How far seeds and sessions will move a difference, by one run of each arm and by repeats of any.
+
+    What is left when seed and session are known: how often two repeats disagree about a session. Seeds: the spread of
+    the repeats' means, less what of that such disagreement explains; for two arms, as if pairing by seed took nothing
+    of it away. Sessions: the spread of the difference, less what is left.
+
+    Args:
+        repeated: Groups of runs that differ by their seed alone, each run its validation hits, 0 or 1, by session.
+        compared: Hits of the two arms, or of the four of a difference of differences.
+
+    Returns:
+        seed_sd, session_sd, residual_sd and n_sessions, as `study.statistics.power` takes them.
+    """
+    n_sessions, n_pairs = len(compared[0]), len(compared) // 2
+    by_seed, rest, freedom = 0.0, 0.0, 0
+    for runs in map(np.stack, repeated):
+        means = runs.mean(1)
+        by_seed += np.square(means - means.mean()).sum()
+        # Less the runs' own means: that part is the seeds'.
+        rest += np.square(runs - runs.mean(0) - (means - means.mean())[:, None]).sum() / (runs.shape[1] - 1)
+        freedom += len(runs) - 1
+    residual = 2 * n_pairs * rest / freedom
+    seed = 2 * n_pairs * by_seed / freedom - residual / n_sessions
+    signs = (1, -1, -1, 1)
+    session = sum(sign * hits for sign, hits in zip(signs, compared, strict=False)).var(ddof=1) - residual
     return {
-        "seed_sd": math.sqrt(2) * same.standard_deviation,
-        "session_sd": math.sqrt(max(0.0, difference.var(ddof=1) - disagree)),
-        "residual_sd": math.sqrt(disagree),  # of two arms: each has half of it
-        "n_sessions": len(difference),
+        "seed_sd": math.sqrt(max(0.0, seed)),
+        "session_sd": math.sqrt(max(0.0, session)),
+        "residual_sd": math.sqrt(residual),
+        "n_sessions": n_sessions,
     }

@@ -20,7 +20,7 @@ from skiprec.errors import CheckpointError, OutputError, TrainingDiverged, Train
 from skiprec.evaluation import Evaluator
 from skiprec.run import Run, read_record
 from skiprec.trainer import SELECTED_BY, TrainConfig
-from study.cells import SEED_STEP, Cell, cell_id, enqueue, is_failure
+from study.cells import BEST_SO_FAR, SEED_STEP, Cell, cell_id, enqueue, is_failure
 from study.space import Recipe, configuration, experiment, suggest
 from study.storage import DATABASE_ERRORS
 from study.tracking import MLflowTracker
@@ -193,7 +193,9 @@ def give_up(
         is_failure(t) for t in place.study.get_trials(deepcopy=False) if t.user_attrs.get("cell") == attrs["cell"]
     )
     if again and failures < place.recipe.max_attempts:
-        cell = Cell(attrs["cell"], attrs["arm"], attrs["seed"], attrs.get("proposed", {}))
+        cell = Cell(
+            attrs["cell"], attrs["arm"], attrs["seed"], attrs.get("proposed", {}), attrs.get(BEST_SO_FAR, False)
+        )
         enqueue(place.study, cell, attempt=attrs["attempt"] + 1)
     elif "cell_id" in attrs:  # set aside: nobody will go on with it
         shutil.rmtree(folder_of(place, trial), ignore_errors=True)

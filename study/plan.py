@@ -13,6 +13,7 @@ from skiprec.dataset import Dataset
 from skiprec.device import settle
 from skiprec.trainer import TrainConfig, Trainer
 from study.cells import Cell, plan
+from study.claims import Claim
 from study.confirm import FEWEST_SEEDS
 from study.estimate import costs_of, duration, largest, settings_of
 from study.space import Recipe, arm_settings, budget, claims_of, configuration, corners
@@ -122,5 +123,11 @@ def render(recipe: Recipe, dataset: Dataset, arms: list[ArmPlan], n_cells: int, 
     )
     lines.append("")
     lines.append(f"claims, tested by the confirming runs (worthwhile from {100 * recipe.worthwhile:g} points):")
-    lines += [f"  {claim.arm} is above {claim.than} in {claim.metric}" for claim in claims_of(recipe)]
+    lines += [f"  {as_claimed(claim)}" for claim in claims_of(recipe)]
     return "\n".join(lines)
+
+
+def as_claimed(claim: Claim) -> str:
+    """`a is above b in test/hr_at_10`."""
+    text = f"{claim.arm} is above {claim.than} in {claim.metric}"
+    return f"{text}, by more than {claim.beyond[0]} is above {claim.beyond[1]}" if claim.beyond else text

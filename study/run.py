@@ -26,7 +26,7 @@ from skiprec.errors import OutputError, StudyError
 from skiprec.evaluation import Evaluator
 from skiprec.files import writing_to
 from skiprec.run import environment
-from study.cells import Cell, Progress, is_abandoned, plan, planned_cells, refill, stage_of
+from study.cells import BEST_SO_FAR, Cell, Progress, is_abandoned, plan, planned_cells, refill, stage_of
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
 from study.storage import Places, database_errors, open_storage, open_study, places
 from study.storage import make_schema as make_study_schema
@@ -220,7 +220,7 @@ def create(where: Places, making: Making, workers: int, device: str) -> optuna.S
         "git_commit": git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "cells": {
-            cell.id: {"arm": cell.arm, "seed": cell.seed, "params": cell.params}
+            cell.id: {"arm": cell.arm, "seed": cell.seed, "params": cell.params, BEST_SO_FAR: cell.best_so_far}
             for cell in making.plan(making.recipe, dataset.digest, threads)
         },
     }

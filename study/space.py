@@ -42,6 +42,9 @@ class Recipe:
     """Points that a searching sampler gets in each arm: an equal tuning budget for all."""
     seeds: list = field(default_factory=lambda: [1])
     """The whole grid, or search, once for each."""
+    repeats: int = 0
+    """Cells that each arm tries beyond these, of one point with other seeds: how far chance alone moves a result. The
+    middle point of a grid, the best so far of a search."""
     max_attempts: int = 2
     """How often a cell may be tried before it is set aside with its error."""
     unequal: bool = False
@@ -64,6 +67,8 @@ class Recipe:
             )
         if not self.seeds or not all(type(s) is int and s >= 0 for s in self.seeds):
             raise ValueError(f"seeds is {self.seeds}, expected a list of whole numbers")
+        if self.repeats < 0:
+            raise ValueError(f"repeats is {self.repeats}, expected 0 or more")
         if self.max_attempts < 1:
             raise ValueError(f"max_attempts is {self.max_attempts}, expected at least 1")
         if (self.sampler == "exhaustive") != (self.cells_per_arm == 0):
@@ -73,7 +78,7 @@ class Recipe:
             )
         if not 0 < self.worthwhile < 1:
             raise ValueError(f"worthwhile is {self.worthwhile}, expected a difference of hit rates, such as 0.01")
-        claims_of(self)
+        check_same_targets(self)
         for name in self.arms:
             for setting, value in arm_settings(self, name).items():
                 check_domain(self, name, setting, value)
@@ -161,6 +166,27 @@ def check_shared_name(recipe: Recipe, arm: str, name: str, value: Any) -> None:
                 f"arms '{arm}' and '{other}' search {name} over {value} and {theirs}; "
                 "a searched list must be the same in every arm that varies it, and ranges alike in log"
             )
+
+
+def check_same_targets(recipe: Recipe) -> None:
+    """Refuse claims between arms that are asked about different targets: nothing can be said of their difference.
+
+    Raises:
+        ValueError: With the two arms; or if a claim is wrong.
+        ConfigError: If an arm is no table.
+    """
+    targets = {arm: arm_settings(recipe, arm).get("only_targets", "all") for arm in recipe.arms}
+    if varied := [arm for arm, value in targets.items() if isinstance(value, list)]:
+        raise ValueError(
+            f"arm {varied[0]!r} varies only_targets, expected one value: rates of other targets are others"
+        )
+    for claim in claims_of(recipe):
+        for arm in claim.arms[1:]:
+            if targets[arm] != targets[claim.arm]:
+                raise ValueError(
+                    f"claim {claim.named()!r}: arm {claim.arm!r} is asked about {targets[claim.arm]} targets and arm "
+                    f"{arm!r} about {targets[arm]}, expected the same only_targets"
+                )
 
 
 def claims_of(recipe: Recipe) -> tuple[Claim, ...]:
@@ -295,8 +321,10 @@ def effective(flat: Mapping[str, Value]) -> dict[str, Value]:
 def experiment(config: TrainConfig) -> dict[str, Value]:
     """What a cell measures, its seed apart: the settings that do something in it.
 
-    Alpha and beta count by their ratio alone: Adam divides out their size.
+    Alpha and beta count by their ratio alone, without weight decay: Adam divides out their size.
     """
     flat = effective(flatten(config))
+    if flat["weight_decay"]:  # which adds to the gradient, so the size of the losses counts
+        return {k: v for k, v in flat.items() if k != "seed"}
     ratio = round(flat["alpha"] / flat["beta"], 9) if flat["beta"] else float("inf")
     return {k: v for k, v in flat.items() if k not in ("seed", "alpha", "beta")} | {"alpha/beta": str(ratio)}

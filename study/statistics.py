@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from scipy import optimize, stats
 
 # K seeds, S sessions.
@@ -54,6 +54,8 @@ class Verdict:
     word: Literal["helps", "hurts", "no effect", "not enough runs"]
     bound: float
     """The end of the interval that is further from 0."""
+    note: str = ""
+    """What else is to be said of it."""
 
     @property
     def bound_points(self) -> str:
@@ -63,11 +65,12 @@ class Verdict:
     @property
     def text(self) -> str:
         """As a report says it."""
-        return f"no effect larger than {self.bound_points} points" if self.word == "no effect" else self.word
+        word = f"no effect larger than {self.bound_points} points" if self.word == "no effect" else self.word
+        return f"{word} ({self.note})" if self.note else word
 
 
 def difference(
-    ours: Bool[np.ndarray, "K S"], other: Bool[np.ndarray, "K S"], among: Bool[np.ndarray, " S"] | None = None
+    ours: Shaped[np.ndarray, "K S"], other: Shaped[np.ndarray, "K S"], among: Bool[np.ndarray, " S"] | None = None
 ) -> Effect:
     """The mean difference of two arms' hits, paired by seed and by session.
 
@@ -77,7 +80,7 @@ def difference(
     do. One seed, or one session, tells nothing of others: the interval is infinite then, and p is 1.
 
     Args:
-        ours: Hits by seed and session.
+        ours: Hits by seed and session, or differences of hits.
         other: Of the other arm, for the same seeds and sessions.
         among: The sessions that are asked about; all if None.
 
@@ -86,18 +89,18 @@ def difference(
     """
     if ours.shape != other.shape:
         raise ValueError(f"hits are {ours.shape} and {other.shape}, expected the same seeds and sessions")
-    return crossed_effect([(1.0, selected(ours, among) - selected(other, among))])
+    return of_hits([(1.0, selected(ours, among) - selected(other, among))])
 
 
 def mean(hits: Bool[np.ndarray, "K S"], among: Bool[np.ndarray, " S"] | None = None) -> Effect:
     """An arm's hit rate, as `difference`; its p is NaN, as nobody asks whether it is 0."""
-    found = crossed_effect([(1.0, selected(hits, among))])
+    found = of_hits([(1.0, selected(hits, among))])
     return dataclasses.replace(found, p=math.nan)
 
 
 def gap_difference(
-    ours: Bool[np.ndarray, "K S"],
-    other: Bool[np.ndarray, "K S"],
+    ours: Shaped[np.ndarray, "K S"],
+    other: Shaped[np.ndarray, "K S"],
     plus: Bool[np.ndarray, " S"],
     minus: Bool[np.ndarray, " S"],
 ) -> Effect:
@@ -111,12 +114,25 @@ def gap_difference(
     """
     if (plus & minus).any():
         raise ValueError(f"{(plus & minus).sum()} sessions are in both groups, expected none")
-    return crossed_effect(
+    return of_hits(
         [(sign, selected(ours, members) - selected(other, members)) for sign, members in ((1.0, plus), (-1.0, minus))]
     )
 
 
-def selected(hits: Bool[np.ndarray, "K S"], among: Bool[np.ndarray, " S"] | None) -> Float[np.ndarray, "K n"]:
+def of_hits(parts: Sequence[tuple[float, Float[np.ndarray, "K _"]]]) -> Effect:
+    """As `crossed_effect`, with an interval also where nothing is seen to vary, which is not to say that nothing does.
+
+    Of n sessions that are all alike, the share that is not may be up to 1 - 0.025^(1/n) (the "rule of three": Hanley &
+    Lippman-Hand 1983, JAMA 249, 1743-1745; here two-sided).
+    """
+    found = crossed_effect(parts)
+    if found.standard_error > 0:
+        return found
+    unseen = 1 - (LEVEL / 2) ** (1 / min(values.shape[1] for _, values in parts))
+    return dataclasses.replace(found, low=found.estimate - unseen, high=found.estimate + unseen)
+
+
+def selected(hits: Shaped[np.ndarray, "K S"], among: Bool[np.ndarray, " S"] | None) -> Float[np.ndarray, "K n"]:
     """Hits of the sessions that are asked about, as numbers.
 
     Raises:
@@ -216,9 +232,15 @@ def verdict(effect: Effect, adjusted_p: float, *, worthwhile: float, level: floa
         level: Of the family.
     """
     bound = max(abs(effect.low), abs(effect.high))
+    found = Verdict(word="no effect" if bound <= worthwhile else "not enough runs", bound=bound)
     if adjusted_p < level and effect.estimate:
-        return Verdict(word="helps" if effect.estimate > 0 else "hurts", bound=bound)
-    return Verdict(word="no effect" if bound <= worthwhile else "not enough runs", bound=bound)
+        found = Verdict(word="helps" if effect.estimate > 0 else "hurts", bound=bound)
+        if bound <= worthwhile:
+            found = dataclasses.replace(found, note=f"by {found.bound_points} points at most, too little to matter")
+    elif found.word == "not enough runs" and not effect.low <= 0 <= effect.high:
+        sign = "above" if effect.low > 0 else "below"
+        found = dataclasses.replace(found, note=f"{sign} 0 by itself, not when all claims are counted")
+    return found
 
 
 def power(
@@ -245,12 +267,20 @@ def power(
     limit = stats.t.ppf(1 - level / 2, freedom)
     shift = effect / math.sqrt(variance)
     found = float(stats.nct.sf(limit, freedom, abs(shift)) + stats.nct.cdf(-limit, freedom, abs(shift)))
-    return 1.0 if math.isnan(found) else found  # SciPy's sum gives up far out, where nothing is missed
+    return found if math.isfinite(found) else averaged_power(limit, freedom, abs(shift))
+
+
+def averaged_power(limit: float, freedom: float, shift: float) -> float:
+    """How often a noncentral t is beyond a limit, as a mean over its denominator: where SciPy's sum gives up."""
+    shares = (np.arange(2000) + 0.5) / 2000
+    limits = limit * np.sqrt(stats.chi2.ppf(shares, freedom) / freedom)
+    return float((stats.norm.sf(limits - shift) + stats.norm.cdf(-limits - shift)).mean())
 
 
 def seeds_needed(
-    detect: float, *, seed_sd: float, session_sd: float, residual_sd: float, n_sessions: int, wanted: float = 0.8
-) -> int | None:
+    detect: float, *, seed_sd: float, session_sd: float, residual_sd: float, n_sessions: int, wanted: float = 0.8,
+    level: float = LEVEL,
+) -> int | None:  # fmt: skip
     """The fewest paired seeds that find a difference as often as wanted; None where no number of them does.
 
     Args:
@@ -260,8 +290,10 @@ def seeds_needed(
         residual_sd: Standard deviation.
         n_sessions: That every run answers: their own part of the noise stays, however many seeds there are.
         wanted: The power.
+        level: Of the test.
     """
     noise = {"seed_sd": seed_sd, "session_sd": session_sd, "residual_sd": residual_sd, "n_sessions": n_sessions}
+    noise["level"] = level
     low, high = 2, MOST_SEEDS
     if power(detect, high, **noise) < wanted:
         return None

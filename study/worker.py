@@ -11,9 +11,9 @@ from skiprec.dataset import load_dataset
 from skiprec.device import settle
 from skiprec.errors import StudyError, TrainingStopped
 from skiprec.evaluation import Evaluator
-from skiprec.randomness import derive_seed
 from study.cells import Queue
 from study.objective import Workplace, attempt
+from study.sampler import WithinArm
 from study.space import Recipe
 from study.storage import Places, claim_lock, database_errors, open_study
 from study.tracking import git_commit, open_tracker
@@ -33,18 +33,6 @@ class StopFlag:
 
     def __call__(self) -> bool:
         return self.is_set or os.getppid() != self.parent
-
-
-def sampler(recipe: Recipe, number: int) -> optuna.samplers.BaseSampler:
-    """What proposes the point of a trial.
-
-    Seeded by the trial's number: two workers with one seed would propose the same first points, and so would a study
-    that is continued.
-    """
-    seed = derive_seed(recipe.name, recipe.seeds[0], number) % 2**32
-    if recipe.sampler == "tpe":
-        return optuna.samplers.TPESampler(seed=seed)
-    return optuna.samplers.RandomSampler(seed=seed)
 
 
 def work(where: Places, name: str, device: str) -> None:
@@ -88,6 +76,6 @@ def work(where: Places, name: str, device: str) -> None:
             trial = queue.claim()
             if trial is None:
                 return
-            study.sampler = sampler(recipe, trial.number)
+            study.sampler = WithinArm(recipe, trial.number)
             attempt(place, trial)
         raise TrainingStopped(f"study {name}: told to stop between two cells")

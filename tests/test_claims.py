@@ -7,6 +7,7 @@ import pytest
 from study.claims import Claim, claims_from
 
 ARMS = ("S-", "S+ item", "control")
+ABOVE = {"arm": "S+ item", "than": "S-"}
 
 
 def test_without_claims_each_arm_is_claimed_to_be_above_the_first():
@@ -34,6 +35,9 @@ def test_a_metric_names_the_measure_and_k(metric, measure, k):
         ([{"arm": "S-"}], "claim 1 is {'arm': 'S-'}, expected { arm = ..., than = ..., metric = ... }"),
         (["S+ > S-"], "claim 1 is 'S+ > S-', expected { arm = ..., than = ..., metric = ... }"),
         ([{"arm": "S+ item", "than": "S-", "metrik": 1}], "claim 1 is {'arm': 'S+ item', 'than': 'S-', 'metrik': 1}, "),
+        ([ABOVE, ABOVE | {"beyond": 3}], "claim 2: beyond is 3, expected { arm = ..., than = ... }"),
+        ([ABOVE, ABOVE | {"beyond": {"arm": "no", "than": "S-"}}], "claim 2: beyond: arm is 'no', expected one of the"),
+        ([ABOVE | {"beyond": {"arm": "control", "than": "S-"}}], "claim 1 has a beyond, expected two arms alone"),
         ([{"arm": "S+ item", "than": "S-"}] * 2, "two claims are the same, expected each once"),
     ],
 )
@@ -50,3 +54,12 @@ def test_a_claim_is_about_a_hit_rate_on_test(metric):
     """Validation chooses, so it can confirm nothing."""
     with pytest.raises(ValueError, match=r"claim 1: metric is .* expected test/hr_at_K, test/full_hr_at_K or"):
         claims_from([{"arm": "S+ item", "than": "S-", "metric": metric}], ARMS)
+
+
+def test_a_claim_may_be_that_one_difference_is_beyond_another():
+    """Named with both, and written out as it was declared."""
+    table = ABOVE | {"metric": "test/full_hr_at_1", "beyond": {"arm": "control", "than": "S-"}}
+    _, claim = claims_from([ABOVE, table], ARMS)
+    assert claim.arms == ("S+ item", "S-", "control", "S-")
+    assert claim.named(str.upper) == "S+ ITEM less S-, beyond CONTROL less S-"
+    assert claim.table == table

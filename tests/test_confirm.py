@@ -4,6 +4,7 @@ import dataclasses
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 from fake_study import FakeStudy
@@ -13,7 +14,7 @@ from skiprec.errors import StudyError
 from study.analysis import done_cells
 from study.cells import cell_id, enqueue
 from study.claims import claims_from
-from study.confirm import FIRST_SEED, confirming_recipe, finalists, paired_plan
+from study.confirm import FIRST_SEED, confirming_recipe, expected_noise, finalists, fresh_seeds, paired_plan
 from study.objective import choose
 from study.space import Recipe, configuration, experiment
 
@@ -73,19 +74,19 @@ def test_an_arm_without_a_result_cannot_be_confirmed():
         finalists(study_of(("S-", 0.44, 1, {"learning_rate": 0.001})), ["S-", "S+ item"])
 
 
-def confirming(seeds=5, **more):
+def confirming(seeds=(FIRST_SEED, FIRST_SEED + 1), **more):
     """The confirming recipe of a study."""
     cells = study_of(
         ("S-", 0.44, 1, {"learning_rate": 0.01}), ("S+ item", 0.47, 7, {"alpha": 0.5, "learning_rate": 0.001})
     )
-    return confirming_recipe(recipe(**more), "mine-0", finalists(cells, ["S-", "S+ item"]), seeds)
+    return confirming_recipe(recipe(**more), "mine-0", finalists(cells, ["S-", "S+ item"]), list(seeds))
 
 
 def test_every_arm_runs_its_finalists_settings_over_the_same_fresh_seeds():
     """Pairs: only what the arms differ in differs, and no seed of the search is used again."""
     confirmed = confirming()
     cells = paired_plan(confirmed, DIGEST, threads=2)
-    assert confirmed.seeds == [FIRST_SEED + i for i in range(5)]
+    assert confirmed.seeds == [FIRST_SEED, FIRST_SEED + 1]
     assert [(c.arm, c.seed) for c in cells] == [(arm, seed) for seed in confirmed.seeds for arm in ("S-", "S+ item")]
     settings = flatten(configuration(confirmed, "S+ item", {}, seed=FIRST_SEED, threads=2))
     assert (settings["alpha"], settings["learning_rate"], settings["seed"]) == (0.5, 0.001, FIRST_SEED)
@@ -106,7 +107,7 @@ def test_arms_with_one_finalist_share_its_runs():
     cells = study_of(("S+ item", 0.47, 1, same))
     chosen = {"one": cells[0], "other": cells[0]}
     arms = {"one": {"alpha": [0.25, 0.5]}, "other": {"alpha": [0.5, 0.75]}}
-    both = confirming_recipe(Recipe(name="m", sampler="exhaustive", arms=arms), "m-0", chosen, 5)
+    both = confirming_recipe(Recipe(name="m", sampler="exhaustive", arms=arms), "m-0", chosen, [7, 8])
     assert [(c.arm, c.seed) for c in paired_plan(both, DIGEST, threads=1)] == [("one", s) for s in both.seeds]
 
 
@@ -141,5 +142,38 @@ def test_finalists_with_other_budgets_than_each_other_are_confirmed():
     cells = study_of(("S-", 0.44, 1, {"learning_rate": 0.01}), ("S+ item", 0.47, 7, {"alpha": 0.5}))
     epochs = {"S-": 12, "S+ item": 24}
     cells = [dataclasses.replace(c, config=c.config | {"max_epochs": epochs[c.arm]}) for c in cells]
-    confirmed = confirming_recipe(recipe(), "mine-0", finalists(cells, ["S-", "S+ item"]), 5)
+    confirmed = confirming_recipe(recipe(), "mine-0", finalists(cells, ["S-", "S+ item"]), [5])
     assert [arm["max_epochs"] for arm in confirmed.arms.values()] == [12, 24]
+
+
+def test_no_seed_of_the_search_is_confirmed_with():
+    """Also where a search came as far as the usual ones."""
+    cells = study_of(("S-", 0.44, 7, {"learning_rate": 0.01}), ("S+ item", 0.47, 1, {"alpha": 0.5}))
+    assert fresh_seeds(cells, 2) == [FIRST_SEED, FIRST_SEED + 1]
+    high = [dataclasses.replace(cells[0], seed=FIRST_SEED + 9), cells[1]]
+    assert fresh_seeds(high, 2) == [FIRST_SEED + 10, FIRST_SEED + 11]
+
+
+@pytest.mark.parametrize("n_arms", [2, 4])
+def test_the_noise_expected_is_that_of_the_seeds_the_sessions_and_the_rest(n_arms):
+    """Drawn with known spreads: each arm has those below, and the sessions' parts of the arms differ."""
+    random = np.random.default_rng(3)
+    n, seed_sd, session_sd, residual_sd = 4000, 0.02, 0.3, 0.4
+
+    def run(of_sessions):
+        return random.normal(0, seed_sd) + of_sessions + random.normal(0, residual_sd, n)
+
+    arms = [random.normal(0, session_sd, n) for _ in range(n_arms)]
+    repeated = [[run(arms[0]) for _ in range(3)] for _ in range(200)]
+    found = expected_noise(repeated, [run(arm) for arm in arms])
+    assert found["n_sessions"] == n
+    assert found["seed_sd"] == pytest.approx(seed_sd * n_arms**0.5, rel=0.1)
+    assert found["session_sd"] == pytest.approx(session_sd * n_arms**0.5, rel=0.1)
+    assert found["residual_sd"] == pytest.approx(residual_sd * n_arms**0.5, rel=0.02)
+
+
+def test_runs_that_differ_by_the_rest_alone_show_no_noise_of_seeds():
+    """Two runs of 100 sessions differ in their mean by what is left, which is not to count twice."""
+    random = np.random.default_rng(4)
+    repeated = [[random.normal(0, 0.4, 100) for _ in range(2)] for _ in range(3000)]
+    assert expected_noise(repeated, repeated[0])["seed_sd"] < 2**0.5 * 0.4 / 100**0.5 / 3

@@ -10,7 +10,7 @@ from study.analysis import PAPER_TEST, answer, confirmed
 from study.analysis._table1 import difference_of_gains, relative_gain
 from study.analysis._words import one_line, shown
 from study.claims import Claim
-from study.statistics import difference, holm
+from study.statistics import crossed_effect, difference, holm
 
 MINUS = {"alpha": 0.0}
 PLUS = {"alpha": 0.5}
@@ -22,6 +22,10 @@ BEATS_CONTROL = {"arm": "S+", "than": CONTROL}
 def three_arms(rates, claims=(BEATS_S_MINUS, BEATS_CONTROL), **more):
     """S-, S+ and a control with these hit rates, every run complete."""
     return FakeConfirming({"S-": MINUS, "S+": PLUS, CONTROL: OTHER}, claims, rates=rates, **more).run_all()
+
+
+OTHERS = "random tracks and in-batch tracks"
+CONTROLS = {f"control: {scope}": {"alpha": 0.5, "negative_scope": scope} for scope in ("random", "in_batch")}
 
 
 def found_in(runs):
@@ -228,11 +232,10 @@ def test_where_the_first_claim_could_not_be_tested_no_other_one_answers():
 
 
 def test_arms_with_one_finalist_share_its_runs_and_differ_by_nothing():
-    """Read once; exactly 0; said."""
+    """Read once; a difference of 0; said."""
     runs = FakeConfirming({"S-": MINUS, "S+": PLUS, "twin": PLUS}, [{"arm": "twin", "than": "S+"}]).run_all()
     found = found_in(runs)
-    effect = found.claims[0].effect
-    assert (effect.estimate, effect.low, effect.high) == (0.0, 0.0, 0.0)
+    assert found.claims[0].effect.estimate == 0.0
     assert (found.arm("twin").same_as, found.arm("S+").same_as) == ("S+", None)
     assert len(runs.reads) == len(set(runs.reads)) == 10
     assert [c.arm for c in found.curves] == ["S-", "S+"]
@@ -264,17 +267,20 @@ def test_gains_are_over_the_s_minus_arm_of_the_claim_and_of_its_architecture(who
 @pytest.mark.parametrize(
     ("rates", "headline"),
     [
-        ({"S-": 0.40, "S+": 0.60, CONTROL: 0.40}, "Yes: S+ beats S- and its control."),
+        (
+            {"S-": 0.40, "S+": 0.60, CONTROL: 0.40},
+            f"Not shown to be due to these skips: S+ beats S-, but was not to be tested against {OTHERS}.",
+        ),
         (
             {"S-": 0.40, "S+": 0.60, CONTROL: 0.60},
             f"Not shown to be due to these skips: S+ beats S-, but is not shown to beat {CONTROL}.",
         ),
         ({"S-": 0.60, "S+": 0.40, CONTROL: 0.40}, "No: S+ is worse than S-."),
-        ({"S-": 0.40, "S+": 0.40, CONTROL: 0.40}, "No: S+ and S- differ by no more than 0 points."),
+        ({"S-": 0.40, "S+": 0.40, CONTROL: 0.40}, "No: S+ and S- differ by no more than 0.4 points."),
         ({"S-": 0.60, "S+": 0.40, CONTROL: 0.60}, f"No: S+ is worse than S-, and than {CONTROL}."),
         (
             {"S-": 0.40, "S+": 0.40, CONTROL: 0.60},
-            f"No: S+ and S- differ by no more than 0 points; S+ is worse than {CONTROL}.",
+            f"No: S+ and S- differ by no more than 0.4 points; S+ is worse than {CONTROL}.",
         ),
     ],
 )
@@ -291,9 +297,69 @@ def test_a_win_over_s_minus_without_a_control_says_what_was_not_asked():
         rates={"S-": 0.4, "S+": 0.6, "told": 0.4},
     ).run_all()
     assert answer(found_in(runs)).headline == (
-        "Yes, S+ beats S-; whether it takes the session's own skips was not asked; no other use of skips is shown to "
-        "help."
+        "Not shown to be due to these skips: S+ beats S-, but was not to be tested against the skips of other "
+        f"sessions, {OTHERS}; no other use of skips is shown to help."
     )
+
+
+def test_yes_takes_every_control_that_the_method_names():
+    """Another session's skips, random and in-batch tracks: beaten all three, or one not shown to be."""
+    arms = {"S-": MINUS, "S+": PLUS, CONTROL: OTHER} | CONTROLS
+    claims = [{"arm": "S+", "than": arm} for arm in arms if arm != "S+"]
+    rates = {"S+": 0.6} | dict.fromkeys(["S-", CONTROL, *CONTROLS], 0.4)
+    assert answer(found_in(FakeConfirming(arms, claims, rates=rates).run_all())).headline == (
+        "Yes: S+ beats S- and every control."
+    )
+    rates["control: in_batch"] = 0.6
+    assert answer(found_in(FakeConfirming(arms, claims, rates=rates).run_all())).headline == (
+        "Not shown to be due to these skips: S+ beats S-, but is not shown to beat control: in_batch."
+    )
+
+
+def test_an_arm_above_the_claimed_one_is_said_where_no_claim_compares_them():
+    """The control has .6; with a claim between them the claim says it."""
+    rates = {"S-": 0.4, "S+": 0.5, CONTROL: 0.6}
+    (warning,) = answer(found_in(three_arms(rates, [BEATS_S_MINUS]))).warnings
+    assert warning == f"Above S+ (HR@10 .4948) without a claim, so not tested: {CONTROL} (.5915)."
+    assert answer(found_in(three_arms(rates))).warnings == ()
+
+
+def test_one_arm_is_said_to_be_compared_with_nothing():
+    """Its rate is all there is."""
+    said = answer(found_in(FakeConfirming({"S-": MINUS}, rates={"S-": 0.4}).run_all()))
+    assert said.headline == "Nothing was compared: the study has one arm, S-."
+    assert said.figures.startswith("Its HR@10 against 1,000 drawn tracks is .3950 (")
+
+
+GROWS = {"arm": "S+", "than": "S-", "beyond": {"arm": "S+ 10%", "than": "S- 10%"}}
+
+
+def four_arms(rates):
+    """An effect with all the sessions, and with a tenth of them."""
+    share = {"session_share": 0.1}
+    arms = {"S-": MINUS, "S+": PLUS, "S- 10%": MINUS | share, "S+ 10%": PLUS | share}
+    return FakeConfirming(arms, [BEATS_S_MINUS, GROWS], rates=rates).run_all()
+
+
+def test_a_claim_beyond_is_the_difference_of_two_differences():
+    """(.6 - .4) - (.5 - .4), session by session; without groups of its own."""
+    runs = four_arms({"S-": 0.4, "S+": 0.6, "S- 10%": 0.4, "S+ 10%": 0.5})
+    tested = found_in(runs).claims[1]
+    gaps = [hits(runs, a).astype(float) - hits(runs, b) for a, b in (("S+", "S-"), ("S+ 10%", "S- 10%"))]
+    same = crossed_effect([(1.0, (gaps[0] - gaps[1]).astype(np.float32))])
+    assert tested.effect.estimate == pytest.approx(gaps[0].mean() - gaps[1].mean())
+    assert (tested.effect.low, tested.effect.high) == pytest.approx((same.low, same.high))
+    assert tested.groups == ()
+
+
+@pytest.mark.parametrize(
+    ("few", "what"),
+    [(0.5, "is larger than"), (0.8, "is smaller than"), (0.6, "is within 0.4 points of")],
+)
+def test_the_headline_says_where_an_effect_is_larger(few, what):
+    """Gains of 20 points with all sessions, and of 10, 40 and 20 with a tenth."""
+    said = answer(found_in(four_arms({"S-": 0.4, "S+": 0.6, "S- 10%": 0.4, "S+ 10%": few})))
+    assert f"; S+ less S- {what} S+ 10% less S- 10%" in said.headline
 
 
 def test_measures_that_point_in_opposite_directions_are_said_with_why(whole):

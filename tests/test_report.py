@@ -303,7 +303,7 @@ def confirmed(tmp_path_factory):
 
 def test_with_confirming_runs_the_page_is_in_the_order_of_its_questions(confirmed):
     """Answer, claims, noise, then comparisons; how the settings were found after that."""
-    order = ("Do skips help here?", "Yes: S+ item beats S- and its control", "The measures disagree", "Best settings")
+    order = ("Do skips help here?", "Not shown to be due to these skips: S+ item beats S-", "The measures disagree", "Best settings")
     order += ("What was claimed", "Noise first", "Verdicts:", "Test hit rates of each arm", "By group", "Skip gap")
     order += ("Learning curves of the confirming", "The search", "Cost", "How to make it again", "What failed")
     page = Page((confirmed / "report.html").read_text())
@@ -370,7 +370,7 @@ def test_the_best_configuration_is_the_finalist_that_validation_prefers(confirme
 def test_the_note_has_the_answer_the_figure_and_the_settings(confirmed, folder):
     """For who only browses the tracker; what is not confirmed says so."""
     text = note(confirmed)
-    assert "**Yes: S+ item beats S- and its control" in text
+    assert "**Not shown to be due to these skips: S+ item beats S-" in text
     assert "report/figures/claims.png" in text
     assert "Best settings: those of S+ item." in text
     assert "<" not in text.replace("&lt;", "")

@@ -6,7 +6,7 @@ from importlib.resources import files
 import optuna
 import pytest
 
-from skiprec.config import flatten
+from skiprec.config import flatten, from_flat
 from skiprec.errors import ConfigError
 from study.cells import SEED_STEP, plan
 from study.space import (
@@ -237,7 +237,6 @@ EQUAL = SMALL.replace("unequal = true\n", "").replace("[0.25, 0.5]", "0.5")
         (("alpha = 0.5", "alpha = [0.25, 0.5]"), "2 cells of 48 epochs", "4 cells of 96 epochs"),
         (("alpha = 0.5", "alpha = 0.5\nmax_epochs = 25"), "2 cells of 48 epochs", "2 cells of 50 epochs"),
         (("alpha = 0.5", "alpha = 0.5\npatience = 6"), "patience 5", "patience 6"),
-        (("alpha = 0.5", 'alpha = 0.5\nonly_targets = "heard"'), "all targets", "heard targets"),
     ],
 )
 def test_arms_of_unequal_chances_are_refused_unless_the_recipe_says_so(tmp_path, change, first, other):
@@ -250,6 +249,43 @@ def test_arms_of_unequal_chances_are_refused_unless_the_recipe_says_so(tmp_path,
     assert other in message.split("arm 'S+'")[1]
     (tmp_path / "unequal.toml").write_text(EQUAL.replace(*change).replace("[settings]", "unequal = true\n[settings]"))
     assert load_recipe(str(tmp_path / "unequal.toml")).unequal
+
+
+@pytest.mark.parametrize("value", ['"heard"', '["all", "heard"]'])
+def test_arms_that_are_asked_about_other_targets_are_not_compared(tmp_path, value):
+    """Not even as unequal ones: the rates are of different questions."""
+    text = EQUAL.replace("alpha = 0.5", f"alpha = 0.5\nonly_targets = {value}")
+    message = refused(tmp_path, text.replace("[settings]", "unequal = true\n[settings]"))
+    assert "only_targets" in message
+    assert "'S+'" in message
+
+
+def test_weight_decay_makes_the_size_of_the_losses_count():
+    """Its gradient is added to theirs; without it only alpha / beta matters under Adam."""
+    halved = {"alpha": 0.25, "beta": 0.5, "weight_decay": 0.01}
+    whole = halved | {"alpha": 0.5, "beta": 1.0}
+    assert experiment(from_flat(halved)) != experiment(from_flat(whole))
+    assert experiment(from_flat(halved | {"weight_decay": 0.0})) == experiment(from_flat(whole | {"weight_decay": 0.0}))
+
+
+def test_repeats_are_the_middle_cell_again_with_other_seeds():
+    """In every arm; after its grid."""
+    arms = {"S-": {"alpha": 0.0, "learning_rate": [0.1, 0.2, 0.3]}, "S+": {"alpha": [0.1, 0.2, 0.3]}}
+    cells = plan(Recipe(name="r", sampler="exhaustive", repeats=2, seeds=[4], arms=arms), "0" * 64, threads=1)
+    assert [(c.seed, c.params["alpha"]) for c in cells if c.arm == "S+"] == [
+        (4, 0.1), (4, 0.2), (4, 0.3), (4 + SEED_STEP, 0.2), (4 + 2 * SEED_STEP, 0.2),
+    ]  # fmt: skip
+    assert [c.params["learning_rate"] for c in cells if c.arm == "S-"] == [0.1, 0.2, 0.3, 0.2, 0.2]
+
+
+def test_a_search_repeats_the_best_point_of_each_arm():
+    """Which is known when its places in the queue are reached: last."""
+    arms = {"S-": {"alpha": 0.0}, "S+": {"alpha": {"low": 0.1, "high": 1.0}}}
+    cells = plan(Recipe(name="r", sampler="tpe", cells_per_arm=2, repeats=1, arms=arms), "0" * 64, threads=1)
+    assert [(c.arm, c.best_so_far) for c in cells] == [
+        ("S-", False), ("S+", False), ("S-", False), ("S+", False), ("S-", True), ("S+", True),
+    ]  # fmt: skip
+    assert len({c.id for c in cells}) == 6
 
 
 def test_a_search_gives_every_arm_the_same_number_of_points(tmp_path):
@@ -269,7 +305,9 @@ def test_every_shipped_recipe_is_whole_and_says_what_it_asks(name):
     assert recipe.asks.endswith("?")
     assert claims_of(recipe)
     assert recipe.unequal == (recipe.name == "paper")
-    assert len(plan(recipe, "0" * 64, threads=1)) == sum(budget(recipe, arm).cells for arm in recipe.arms)
+    cells = sum(budget(recipe, arm).cells + recipe.repeats for arm in recipe.arms)
+    assert len(plan(recipe, "0" * 64, threads=1)) == cells
+    assert recipe.repeats or recipe.name == "paper"  # which has equal ratios: how noisy seeds are is always seen
 
 
 def test_controls_differ_in_whose_items_are_pushed_away_alone():

@@ -14,6 +14,7 @@ from study.statistics import (
     Effect,
     Verdict,
     around,
+    averaged_power,
     detectable,
     difference,
     gap_difference,
@@ -136,7 +137,13 @@ class TestDifference:
         assert found.estimate == 0
         assert found.low <= 0 <= found.high
         assert found.p == 1
-        assert verdict(found, found.p, worthwhile=0.01).word == "no effect"
+
+    def test_where_nothing_varies_the_interval_is_that_of_the_rule_of_three(self):
+        """Of 100 sessions that are alike, at 97.5%: 1 - .025^(1/100); with 3 of 100 that would be missed once in 40."""
+        nothing = np.zeros((5, 100), bool)
+        for found in (difference(nothing, nothing), mean(nothing)):
+            assert (found.estimate, found.low, found.high) == (0, -found.high, pytest.approx(0.03622, abs=1e-5))
+        assert verdict(difference(nothing, nothing), 1.0, worthwhile=0.01).word == "not enough runs"
 
     @given(arms(seeds=(1, 6), sessions=(1, 12)))
     def test_swapping_the_arms_flips_the_sign(self, pair):
@@ -310,11 +317,14 @@ class TestVerdict:
         [
             (0.02, 0.01, 0.03, 0.01, "helps"),
             (-0.02, -0.03, -0.01, 0.01, "hurts"),
-            (0.002, 0.001, 0.003, 0.01, "helps"),  # small, and there
+            (0.002, 0.001, 0.003, 0.01, "helps (by 0.3 points at most, too little to matter)"),
+            (-0.002, -0.003, -0.001, 0.01, "hurts (by 0.3 points at most, too little to matter)"),
             (0.002, 0.0001, 0.0041, 0.06, "no effect larger than 0.5 points"),  # not after Holm; rounded up
             (-0.001, -0.01, 0.008, 0.7, "no effect larger than 1 points"),
             (0.001, -0.008, 0.0101, 0.7, "not enough runs"),
-            (0.02, 0.001, 0.04, 0.05, "not enough runs"),  # the level itself is not enough
+            # The level itself is not enough.
+            (0.02, 0.001, 0.04, 0.05, "not enough runs (above 0 by itself, not when all claims are counted)"),
+            (-0.02, -0.04, -0.001, 0.2, "not enough runs (below 0 by itself, not when all claims are counted)"),
             (0.0, -0.5, 0.5, 1.0, "not enough runs"),
         ],
     )
@@ -338,6 +348,12 @@ MIXED = {"seed_sd": 0.006, "session_sd": 0.3, "residual_sd": 0.4, "n_sessions": 
 
 
 class TestPower:
+    @pytest.mark.parametrize(("limit", "freedom", "shift"), [(2.78, 4.0, 2.0), (12.7, 1.0, 20.0), (2.0, 57.3, 3.1)])
+    def test_the_mean_over_the_denominator_is_the_noncentral_t(self, limit, freedom, shift):
+        """Where SciPy's sum is good."""
+        expected = stats.nct.sf(limit, freedom, shift) + stats.nct.cdf(-limit, freedom, shift)
+        assert averaged_power(limit, freedom, shift) == pytest.approx(expected, abs=2e-4)
+
     @pytest.mark.parametrize(("effect", "n", "found"), [(0.5, 34, 0.8078), (0.8, 15, 0.8213)])
     def test_of_seeds_alone_is_that_of_the_paired_t_test(self, effect, n, found):
         """The usual tables: an effect of half a standard deviation takes 34 pairs, one of .8 takes 15."""

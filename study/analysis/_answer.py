@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from study.analysis._confirmed import Confirmed, TestedClaim
-from study.analysis._words import interval, listed, p_value, percent, rate, shown, some
+from study.analysis._words import interval, listed, p_value, percent, rate, rate_interval, shown, some
 
 MEASURE_NAMES = {
     "sampled": "against 1,000 drawn tracks",
@@ -14,6 +14,12 @@ MEASURE_NAMES = {
 """As they stand in a sentence; 'all' in place of 1,000 where the catalogue is smaller is said once in the report."""
 SHORT_NAMES = {"sampled": "sampled", "full": "full", "full_new": "full, new"}
 """As they stand in a table or a figure."""
+NEEDED_CONTROLS = {
+    "other_session": "the skips of other sessions",
+    "random": "random tracks",
+    "in_batch": "in-batch tracks",
+}
+"""By negative_scope: what a session's own skips must beat before they are what helps (semantics: section 5)."""
 WHY_MEASURES_DIFFER = (
     "The drawn tracks are ones that nobody played in the session, so that measure never sees a model that puts the "
     "session's own tracks first; the whole catalogue does see it, and a service that does not replay should go by the "
@@ -45,6 +51,16 @@ def answer(found: Confirmed) -> Answer:
     "Skips help" means that an arm beats S-, and every control that it is claimed to be above (semantics: section 5).
     """
     warned = tuple(warnings(found))
+    if not found.declared:
+        (arm,) = found.arms
+        return Answer(
+            headline=f"Nothing was compared: the study has one arm, {shown(arm.name)}.",
+            figures=f"Its HR@10 against 1,000 drawn tracks is {rate_interval(arm.rates['sampled'][10])} on test.",
+            measures="",
+            measures_disagree=False,
+            warnings=warned,
+            claims=(),
+        )
     if not found.claims:
         return Answer(
             headline=f"Nothing can be said yet: {listed(map(shown, found.without_runs))} has no complete run.",
@@ -69,7 +85,7 @@ def headline(found: Confirmed, first: TestedClaim) -> str:
     """What the claims of the first claim's arm come to, as one sentence."""
     if (declared := found.declared[0]) in found.untested:
         return f"Not settled: {shown(declared.arm)} against {shown(declared.than)}, claimed first, could not be tested."
-    text = own_claims(found, first) + other_arms(found, first.claim.arm)
+    text = own_claims(found, first) + other_arms(found, first.claim.arm) + "".join(map(larger, found.claims))
     if disagree(first):
         text += f" ({SHORT_NAMES[first.claim.measure]} measure, as declared; another measure says the opposite)"
     return f"{text}."
@@ -79,7 +95,7 @@ def own_claims(found: Confirmed, first: TestedClaim) -> str:
     """What the arm of the first claim comes to against S- and the controls."""
     name = first.claim.arm
     arm = shown(name)
-    own = [c for c in found.claims if c.claim.arm == name]
+    own = [c for c in found.claims if c.claim.arm == name and c.claim.beyond is None]
     without = [c for c in own if found.arm(c.claim.than).kind == "S-"]
     controls = [c for c in own if found.arm(c.claim.than).kind == "control"]
     if found.arm(name).kind not in ("S+", "use") or not without:
@@ -97,13 +113,34 @@ def own_claims(found: Confirmed, first: TestedClaim) -> str:
         if worse:
             return f"No: {arm} is not shown to beat {base}, and is worse than {others}"
         return f"Not settled: {arm} may be better or worse than {base}"
-    if not controls:
-        return f"Yes, {arm} beats {base}; whether it takes the session's own skips was not asked"
+    beats = f"{arm} beats {base}"
+    if against.verdict.note:
+        beats += f", {against.verdict.note}"
+    if found.arm(name).kind == "use":
+        return f"Yes: {beats}"
     left = [shown(c.claim.than) for c in controls if c.verdict.word != "helps"]
-    left += [shown(claim.than) for claim in found.untested if claim.arm == name]
-    if not left:
-        return f"Yes: {arm} beats {base} and {'every control' if len(controls) > 1 else 'its control'}"
-    return f"Not shown to be due to these skips: {arm} beats {base}, but is not shown to beat {listed(left)}"
+    left += [shown(claim.than) for claim in found.untested if claim.arm == name and claim.beyond is None]
+    if left:
+        return f"Not shown to be due to these skips: {beats}, but is not shown to beat {listed(left)}"
+    asked = {found.arm(c.claim.than).config["negative_scope"] for c in controls}
+    if missing := [NEEDED_CONTROLS[scope] for scope in NEEDED_CONTROLS if scope not in asked]:
+        return f"Not shown to be due to these skips: {beats}, but was not to be tested against {listed(missing)}"
+    return f"Yes: {beats} and every control"
+
+
+def larger(tested: TestedClaim) -> str:
+    """What became of a claim that an effect is larger in one place than in another; nothing for other claims."""
+    claim = tested.claim
+    if claim.beyond is None:
+        return ""
+    what = {
+        "helps": "is larger than",
+        "hurts": "is smaller than",
+        "no effect": f"is within {tested.verdict.bound_points} points of",
+        "not enough runs": "is not shown to differ from",
+    }[tested.verdict.word]
+    first, second = (f"{shown(arm)} less {shown(than)}" for arm, than in ((claim.arm, claim.than), claim.beyond))
+    return f"; {first} {what} {second}"
 
 
 def other_arms(found: Confirmed, arm: str) -> str:
@@ -111,7 +148,10 @@ def other_arms(found: Confirmed, arm: str) -> str:
     rest = [
         c
         for c in found.claims
-        if c.claim.arm != arm and found.arm(c.claim.than).kind == "S-" and found.arm(c.claim.arm).kind in ("S+", "use")
+        if c.claim.arm != arm
+        and c.claim.beyond is None
+        and found.arm(c.claim.than).kind == "S-"
+        and found.arm(c.claim.arm).kind in ("S+", "use")
     ]
     if not rest:
         return ""
@@ -163,7 +203,7 @@ def in_words(tested: TestedClaim) -> str:
     """A claim as one sentence."""
     claim = tested.claim
     return (
-        f"{shown(claim.arm)} less {shown(claim.than)}, HR@{claim.k} {MEASURE_NAMES[claim.measure]}: "
+        f"{claim.named(shown)}, HR@{claim.k} {MEASURE_NAMES[claim.measure]}: "
         f"{interval(tested.effect)}, p {p_value(tested.adjusted_p[claim.measure])} after Holm's correction: "
         f"{tested.verdict.text}."
     )
@@ -188,17 +228,32 @@ def warnings(found: Confirmed) -> Iterable[str]:
         )
     for arm in found.arms:
         if arm.same_as:
-            yield (
-                f"{shown(arm.name)} and {shown(arm.same_as)} chose the same settings, so they are the same runs and "
-                "differ by exactly 0."
-            )
+            yield (f"{shown(arm.name)} and {shown(arm.same_as)} chose the same settings, so they are the same runs.")
     if text := below_baseline(found):
+        yield text
+    if text := above_unclaimed(found):
         yield text
     if found.attrs["recipe"].get("unequal"):
         yield (
             "The arms had unequal chances (unequal = true): the settings of those with more cells were picked from "
             "more draws, which favours them."
         )
+
+
+def above_unclaimed(found: Confirmed) -> str | None:
+    """Which arms are above that of the first claim, by its measure, without a claim between the two."""
+    if not found.claims:
+        return None
+    first = found.claims[0].claim
+    compared = {arm for claim in found.declared if first.arm in claim.arms for arm in claim.arms}
+    rates = {arm.name: arm.rates[first.measure][first.k].estimate for arm in found.arms}
+    above = [arm for arm in rates if arm not in compared and rates[arm] > rates[first.arm]]
+    if not above:
+        return None
+    return (
+        f"Above {shown(first.arm)} (HR@{first.k} {rate(rates[first.arm])}) without a claim, so not tested: "
+        f"{listed(f'{shown(arm)} ({rate(rates[arm])})' for arm in above)}."
+    )
 
 
 def below_baseline(found: Confirmed) -> str | None:

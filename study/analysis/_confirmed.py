@@ -85,7 +85,7 @@ class TestedClaim:
     verdicts: Mapping[str, Verdict]
     """By measure. That of the claim's own measure is the one that was declared."""
     groups: tuple[GroupEffect, ...]
-    """By the claim's own measure; their intervals are not corrected for the number of groups."""
+    """By the claim's own measure; their intervals are not corrected for the number of groups. None with `beyond`."""
     skip_gap: Effect | None
     """Difference of the two arms' skip gaps."""
 
@@ -172,7 +172,7 @@ def confirmed(study: optuna.Study, read_ranks: Callable[[str], pd.DataFrame]) ->
         )
         for arm in own
     )
-    testable = [claim for claim in claims if claim.arm in own and claim.than in own]
+    testable = [claim for claim in claims if all(arm in own for arm in claim.arms)]
     any_ranks = next(iter(ranks.values()))
     return Confirmed(
         name=study.study_name,
@@ -294,7 +294,7 @@ def test_claims(
         family: How many claims were declared.
     """
     claims = list(claims)
-    effects = [effects_of(ranks[claim.arm], ranks[claim.than]) for claim in claims]
+    effects = [effects_of(claim, ranks) for claim in claims]
     # A claim that cannot be tested may still come: until then it counts as one that shows nothing.
     rest = [1.0] * (family - len(claims))
     adjusted = {
@@ -312,16 +312,26 @@ def test_claims(
                 effects=found,
                 adjusted_p=p,
                 verdicts={m: verdict(found[m][claim.k], p[m], worthwhile=worthwhile) for m in MEASURES},
-                groups=tuple(group_effects(claim, ours, other)),
-                skip_gap=skip_gap(ours.hits("sampled", 10), other.hits("sampled", 10), ours),
+                groups=tuple(group_effects(claim, ours, other)) if claim.beyond is None else (),
+                skip_gap=skip_gap(*pair(claim, ranks, "sampled", 10), ours),
             )
         )
     return tuple(tested)
 
 
-def effects_of(ours: Ranks, other: Ranks) -> Rates:
-    """The difference of two arms by every measure at every K."""
-    return {m: {k: difference(ours.hits(m, k), other.hits(m, k), ours.among(m)) for k in HIT_RATE_AT} for m in MEASURES}
+def effects_of(claim: Claim, ranks: Mapping[str, Ranks]) -> Rates:
+    """A claim's difference by every measure at every K."""
+    among = {m: ranks[claim.arm].among(m) for m in MEASURES}
+    return {m: {k: difference(*pair(claim, ranks, m, k), among[m]) for k in HIT_RATE_AT} for m in MEASURES}
+
+
+def pair(claim: Claim, ranks: Mapping[str, Ranks], measure: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a claim compares, by seed and session: hits of two arms, or two differences of hits."""
+    hits = [ranks[arm].hits(measure, k) for arm in claim.arms]
+    if claim.beyond is None:
+        return hits[0], hits[1]
+    ours, than, other, others_than = (h.astype(np.int8) for h in hits)
+    return ours - than, other - others_than
 
 
 def group_effects(claim: Claim, ours: Ranks, other: Ranks) -> Iterable[GroupEffect]:

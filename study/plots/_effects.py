@@ -39,7 +39,7 @@ def claims(found: Confirmed, *, width: float = WIDE) -> Figure:
     for tested in found.claims:
         control = " (a control)" if found.arm(tested.claim.than).kind == "control" else ""
         longest = round((width - 0.6) / LETTER) - len(control)
-        title = f"{tested.claim.arm} less {tested.claim.than}"
+        title = tested.claim.named()
         lines.append(Line(label=plain(title, longest) + control, strong=True))
         lines += [
             Line(

@@ -65,7 +65,7 @@ def claims(found: Analysis) -> Picture:
     """The answer as a figure."""
     confirmed = found.confirmed
     said = [
-        f"{shown(t.claim.arm)} less {shown(t.claim.than)}, HR@{t.claim.k}: "
+        f"{t.claim.named(shown)}, HR@{t.claim.k}: "
         + ", ".join(f"{SHORT_NAMES[m]} {interval(effects[t.claim.k])}" for m, effects in t.effects.items())
         for t in confirmed.claims
     ]
@@ -89,7 +89,7 @@ def groups(found: Analysis) -> Picture:
     said = [f"{g.grouping} {shown(g.group)} {interval(g.effect)}" for g in tested.groups]
     return picture(
         "groups",
-        f"{shown(tested.claim.arm)} less {shown(tested.claim.than)}, by group of sessions",
+        f"{tested.claim.named(shown)}, by group of sessions",
         "The first claim among the sessions of each group, with their number. Intervals are wider where there are "
         "fewer sessions, and are not corrected for the number of groups: of twenty, one leaves 0 out by chance.",
         f"Differences with their intervals: all {interval(tested.effect)}; {'; '.join(said)}.",

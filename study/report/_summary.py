@@ -9,7 +9,7 @@ import pandas as pd
 
 from skiprec.evaluation import HIT_RATE_AT
 from study.analysis import Analysis, Confirmed, DoneCell, PaperTable, Row, TestedClaim, margin
-from study.claims import MEASURES, Claim
+from study.claims import MEASURES
 from study.statistics import Effect
 
 
@@ -129,7 +129,7 @@ def confirmed_summary(found: Confirmed) -> dict[str, Any]:
         "sessions_with_new_target": found.n_new,
         "worthwhile": found.worthwhile,
         "claims": [claim_summary(tested) for tested in found.claims],
-        "untested_claims": [claim_names(claim) for claim in found.untested],
+        "untested_claims": [claim.table for claim in found.untested],
         "arms": [
             {
                 "arm": arm.name,
@@ -152,14 +152,9 @@ def confirmed_summary(found: Confirmed) -> dict[str, Any]:
     }
 
 
-def claim_names(claim: Claim) -> dict[str, str]:
-    """A claim as a recipe declares it."""
-    return {"arm": claim.arm, "than": claim.than, "metric": claim.metric}
-
-
 def claim_summary(tested: TestedClaim) -> dict[str, Any]:
     """A claim, and what became of it."""
-    return claim_names(tested.claim) | {
+    return tested.claim.table | {
         "verdict": tested.verdict.text,
         "effect": effect_summary(tested.effect),
         "adjusted_p": tested.adjusted_p[tested.claim.measure],
@@ -265,7 +260,9 @@ def claim_rows(found: Confirmed) -> Iterable[dict[str, Any]]:
             for k in HIT_RATE_AT:
                 effect = tested.effects[measure][k]
                 asked = k == claim.k
-                yield {"arm": claim.arm, "than": claim.than, "measure": measure, "k": k} | {
+                yield {"arm": claim.arm, "than": claim.than, "beyond": " less ".join(claim.beyond or ())} | {
+                    "measure": measure,
+                    "k": k,
                     "declared": asked and measure == claim.measure,
                     **ends(effect),
                     "p": effect.p,
@@ -311,7 +308,7 @@ def arm_rows(found: Confirmed) -> Iterable[dict[str, Any]]:
 def group_rows(found: Confirmed) -> Iterable[dict[str, Any]]:
     """A row for each claim and group, and one for each claim's difference of skip gaps."""
     for tested in found.claims:
-        about = claim_names(tested.claim)
+        about = {"arm": tested.claim.arm, "than": tested.claim.than, "metric": tested.claim.metric}
         for g in tested.groups:
             yield (
                 about

@@ -60,7 +60,7 @@ def claims(found: Confirmed) -> Table:
                 strong.append(len(rows))
             rows.append(
                 (
-                    f"{shown(claim.arm)} less {shown(claim.than)}, HR@{claim.k}" if i == 0 else "",
+                    f"{claim.named(shown)}, HR@{claim.k}" if i == 0 else "",
                     SHORT_NAMES[measure] + (" (declared)" if is_declared else ""),
                     tested.verdicts[measure].text,
                     with_interval(effect),
@@ -68,7 +68,7 @@ def claims(found: Confirmed) -> Table:
                 )
             )
     for claim in found.untested:
-        rows.append((f"{shown(claim.arm)} less {shown(claim.than)}", SHORT_NAMES[claim.measure], "no run", "-", "-"))
+        rows.append((claim.named(shown), SHORT_NAMES[claim.measure], "no run", "-", "-"))
     header = ("claim", "measure", "verdict", "difference, points (95%)", "p (Holm)")
     return Table(header, tuple(rows), text_columns=3, strong=tuple(strong))
 
@@ -143,11 +143,7 @@ def groups(tested: TestedClaim) -> Table:
 def skip_gaps(found: Confirmed) -> Table:
     """Each arm's skip gap, and the differences that the claims ask about."""
     rows = [(arm_name(found, a.name), with_interval(a.skip_gap)) for a in found.arms if a.skip_gap]
-    rows += [
-        (f"{shown(t.claim.arm)} less {shown(t.claim.than)}", with_interval(t.skip_gap))
-        for t in found.claims
-        if t.skip_gap
-    ]
+    rows += [(t.claim.named(shown), with_interval(t.skip_gap)) for t in found.claims if t.skip_gap]
     return Table(("skip gap, HR@10, sampled", "points (95%)"), tuple(rows))
 
 
