@@ -7,14 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import optuna
 import torch
 from optuna.trial import TrialState
@@ -24,11 +22,10 @@ from skiprec.dataset import Dataset, Split, load_dataset
 from skiprec.device import settle
 from skiprec.errors import OutputError, StudyError
 from skiprec.evaluation import Evaluator
-from skiprec.files import writing_to
 from skiprec.run import environment
 from study.cells import BEST_SO_FAR, Cell, Progress, is_abandoned, plan, planned_cells, refill, stage_of
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
-from study.storage import Places, database_errors, open_storage, open_study, places
+from study.storage import Places, database_errors, open_storage, open_study, places, run_lock
 from study.storage import make_schema as make_study_schema
 from study.tracking import close_orphans, end_run, git_commit, log_dataset, open_experiment, open_tracker, reopen_run
 from study.tracking import make_schema as make_tracking_schema
@@ -140,7 +137,7 @@ def carry_out(where: Places, making: Making, workers: int, device: str, show_pro
         StudyError: If the name belongs to another recipe or other data, someone else runs it, or a worker failed.
         KeyboardInterrupt: After Ctrl-C, when every worker has given its cell back.
     """
-    with database_errors(where), locked(where, making.name):
+    with database_errors(where), run_lock(where, making.name):
         study = create(where, making, workers, device)
         client, parent = open_tracker(where), study.user_attrs["parent_run"]
         reopen_run(client, parent)
@@ -154,29 +151,6 @@ def carry_out(where: Places, making: Making, workers: int, device: str, show_pro
         finally:
             end_run(client, parent, "FINISHED" if stage_of(study).is_finished else "KILLED")
     return StudyHandle(making.name, where)
-
-
-@contextmanager
-def locked(where: Places, name: str) -> Iterator[None]:
-    """Hold a study against another `study run` on this machine.
-
-    Raises:
-        StudyError: If another one has it.
-    """
-    path = where.resume(name) / "lock"
-    with writing_to(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise StudyError(
-            f"study {name} is being run by another `study run` already; wait for it, or stop it"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def create(where: Places, making: Making, workers: int, device: str) -> optuna.Study:

@@ -1,4 +1,4 @@
-"""Where a study lives: the databases' addresses, opening them, and their failures as one line."""
+"""Where a study lives: the databases' addresses, opening and locking them, and their failures as one line."""
 
 import os
 import re
@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import optuna
-import sqlalchemy.exc
+import sqlalchemy
+from alembic.util.exc import CommandError
 from mlflow.exceptions import MlflowException
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
@@ -21,6 +23,17 @@ CONFIRM = "-confirm"
 """What the name of a study's confirming runs ends with."""
 SQLITE_WAIT_SECONDS = 60
 """How long a writer waits for another one before it gives up."""
+SERVER_SETTINGS = {
+    "application_name": "skiprec",
+    "connect_timeout": "10",
+    # A connection whose server or router is gone is given up after 90 s; by default that takes hours.
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "6",
+}
+"""How this program connects to PostgreSQL (seconds), unless an address says otherwise."""
+PASSWORD = re.compile(r"//[^:/]*:[^@]*@|[?&](ssl)?password=")
+"""A password in an address, as SQLAlchemy finds it, or as libpq does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +58,24 @@ class Places:
 
 
 def places(mlruns: Path, storage: str | None, tracking_uri: str | None) -> Places:
-    """The addresses that were given, and SQLite files in mlruns for those that were not."""
+    """The addresses that were given, and SQLite files in mlruns for those that were not.
+
+    Raises:
+        StudyError: If an address holds a password, or both are the same.
+    """
+    for option, url in (("--storage", storage), ("--tracking-uri", tracking_uri)):
+        # Addresses are shown by errors, logs and `ps`. None of them can tell what they never hold.
+        if url and PASSWORD.search(url):
+            raise StudyError(
+                f"{option}: the address holds a password, which everyone on this machine could read; leave it out and "
+                "give it by ~/.pgpass, PGPASSFILE, PGSERVICE or PGPASSWORD, or for an MLflow server by "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+    if storage and storage == tracking_uri:
+        raise StudyError(
+            f"{storage}: given for both --storage and --tracking-uri; Optuna and MLflow need a database each, "
+            "as both keep their version in a table of the same name"
+        )
     mlruns = mlruns.resolve()
     return Places(
         mlruns,
@@ -54,23 +84,23 @@ def places(mlruns: Path, storage: str | None, tracking_uri: str | None) -> Place
     )
 
 
-def without_password(url: str) -> str:
-    """An address that may be shown."""
-    return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", url)
+def is_server(url: str) -> bool:
+    """Whether an address is that of a database on a PostgreSQL server."""
+    return url.startswith("postgresql")
 
 
-DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, MlflowException)
-"""What Optuna and MLflow raise when a database or a server does not do as asked."""
+DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, MlflowException, CommandError)
+"""What Optuna and MLflow raise when a database or a server does not do as asked, or is of another version."""
 
 
 def failure(url: str, error: Exception) -> StudyError:
     """A database's or a tracker's failure as one line that says which, and what it said."""
     # SQLAlchemy's message goes on with the statement and its values; Optuna's own names no cause.
     cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-    reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
-    return StudyError(
-        f"{without_password(url)}: {reason}; mend that and run the same command again: what is done is kept"
-    )
+    lines = str(getattr(cause, "orig", None) or cause).splitlines()
+    # A name that stands for several addresses: psycopg lists what each of them said.
+    reason = lines[-1].removeprefix("- ") if lines[0].startswith("Multiple connection attempts") else lines[0]
+    return StudyError(f"{url}: {reason}; mend that and run the same command again: what is done is kept")
 
 
 @contextmanager
@@ -88,10 +118,78 @@ def database_errors(where: Places) -> Iterator[None]:
         raise failure(where.storage, error) from error
 
 
+def with_settings(url: str) -> str:
+    """A server's address with SERVER_SETTINGS where it does not say otherwise; any other address as it is.
+
+    Raises:
+        StudyError: If it is not an address.
+    """
+    if not is_server(url):
+        return url
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (ValueError, sqlalchemy.exc.ArgumentError) as error:
+        raise StudyError(f"{url}: {error}; expected postgresql+psycopg://USER@HOST:PORT/DATABASE") from error
+    return parsed.update_query_dict(SERVER_SETTINGS | dict(parsed.query)).render_as_string()
+
+
+@contextmanager
+def driver_needed(url: str) -> Iterator[None]:
+    """Say what to install where a database's driver is missing.
+
+    Raises:
+        StudyError: In place of the ImportError.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise StudyError(
+            f"{url}: its driver is not installed ({error}); for PostgreSQL: pip install 'skiprec[postgresql]', "
+            "and an address that starts with postgresql+psycopg://"
+        ) from error
+
+
 def open_engine(url: str) -> RDBStorage:
-    """Optuna's storage at an address."""
-    connect = {"timeout": SQLITE_WAIT_SECONDS} if url.startswith("sqlite") else {}
-    return RDBStorage(url, engine_kwargs={"connect_args": connect})
+    """Optuna's storage at an address.
+
+    Raises:
+        StudyError: If the database's driver is not installed.
+    """
+    options: dict[str, Any] = {}
+    if url.startswith("sqlite"):
+        options["connect_args"] = {"timeout": SQLITE_WAIT_SECONDS}
+    elif is_server(url):
+        options["pool_pre_ping"] = True  # it may have been restarted since a connection was last used
+    with driver_needed(url):
+        return RDBStorage(with_settings(url), engine_kwargs=options)
+
+
+def server_engine(url: str) -> sqlalchemy.Engine:
+    """A way to a PostgreSQL database that keeps no connection when it is not asked, and no transaction open.
+
+    Raises:
+        StudyError: If the database's driver is not installed.
+    """
+    with driver_needed(url):
+        return sqlalchemy.create_engine(
+            with_settings(url),
+            poolclass=sqlalchemy.NullPool,
+            pool_reset_on_return=None,
+            isolation_level="AUTOCOMMIT",
+        )
+
+
+def check_server(url: str) -> None:
+    """Connect once where an address is a PostgreSQL server's. MLflow itself would try for 100 s before it says no.
+
+    Raises:
+        StudyError: If that fails.
+    """
+    if is_server(url):
+        try:
+            server_engine(url).connect().close()
+        except DATABASE_ERRORS as error:
+            raise failure(url, error) from error
 
 
 def open_storage(where: Places) -> RDBStorage:
@@ -99,29 +197,108 @@ def open_storage(where: Places) -> RDBStorage:
     return open_engine(where.storage)
 
 
-def claim_lock(where: Places, study: str) -> AbstractContextManager[object]:
-    """What a worker holds while it claims a cell.
+def lock_call(function: str, name: str) -> sqlalchemy.TextClause:
+    """The statement that takes a lock of that name. PostgreSQL names locks by integers of 64 bits."""
+    return sqlalchemy.text(f"SELECT {function}(hashtextextended(:name, 0))").bindparams(name=f"skiprec {name}")
 
-    Optuna reads a trial's state and then writes it. A server locks the row in between (FOR UPDATE); SQLite cannot, and
-    two workers were seen to claim one trial. Its workers are all on one machine, so a lock file does.
+
+@contextmanager
+def server_lock(url: str, name: str, *, wait: bool = True) -> Iterator[bool]:
+    """A lock that a PostgreSQL server keeps for all machines, for as long as the connection lives that this opens.
+
+    Args:
+        url: Of the database; others on the same server have locks of their own. A pooler between must keep sessions.
+        name: Of the lock.
+        wait: Whether to wait for who holds it.
+
+    Yields:
+        Whether it is held; always true after waiting.
     """
-    if where.storage.startswith("sqlite"):
-        return filelock.FileLock(where.resume(study) / "claim")
-    return nullcontext()
+    function = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
+    with server_engine(url).connect() as connection:
+        # So that the server misses a machine that lost its power after 90 s, not after hours.
+        for setting in ("idle = 30", "interval = 10", "count = 6"):
+            connection.exec_driver_sql(f"SET tcp_keepalives_{setting}")
+        yield connection.execute(lock_call(function, name)).scalar() is not False
+
+
+class ClaimLock(AbstractContextManager[None]):
+    """A lock that a PostgreSQL server keeps for all machines, for moments and again and again, on a kept connection.
+
+    It is held in a transaction, so it cannot outlive a failure of who holds it.
+
+    Args:
+        url: Of the database.
+        name: Of the lock.
+    """
+
+    def __init__(self, url: str, name: str) -> None:
+        self.engine = sqlalchemy.create_engine(with_settings(url), pool_size=1, pool_pre_ping=True)
+        self.name = name
+
+    def __enter__(self) -> None:
+        self.transaction = self.engine.begin()
+        self.transaction.__enter__().execute(lock_call("pg_advisory_xact_lock", self.name))
+
+    def __exit__(self, *error: Any) -> None:
+        self.transaction.__exit__(*error)
+
+
+def claim_lock(where: Places, study: str) -> AbstractContextManager[object]:
+    """What a worker holds while it claims a cell, or chooses its point.
+
+    Optuna reads a trial's state and then writes it. SQLite cannot lock the row in between, and two workers were seen to
+    claim one trial; its workers are all on one machine, so a lock file does. A server locks the row (FOR UPDATE), but
+    not what the choice of a point reads: the points of all the others.
+    """
+    if is_server(where.storage):
+        return ClaimLock(where.storage, f"claim {study}")
+    return filelock.FileLock(where.resume(study) / "claim")
+
+
+@contextmanager
+def run_lock(where: Places, study: str) -> Iterator[None]:
+    """Hold a study against another `study run`: on this machine, and where its storage is a server's, on any.
+
+    Raises:
+        StudyError: If another one has it.
+    """
+    path = where.resume(study) / "lock"
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    refused = StudyError(f"study {study} is being run by another `study run` already; wait for it, or stop it")
+    try:
+        here = filelock.FileLock(path).acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise refused from error
+    on_server = is_server(where.storage)
+    everywhere = server_lock(where.storage, f"run {study}", wait=False) if on_server else nullcontext(True)
+    with here, everywhere as is_held:
+        if not is_held:
+            raise refused
+        yield
 
 
 @contextmanager
 def new_database(url: str) -> Iterator[str]:
-    """Have a SQLite database's schema made beside its place, and put it there when it is whole.
+    """Have a database's schema made by one process at a time: neither Optuna nor MLflow survives two.
 
-    One whose schema was left half made, by a full disk or a kill, can be neither used nor mended.
+    On a server under a lock. A SQLite database is made beside its place, and put there when it is whole: one whose
+    schema was left half made, by a full disk or a kill, can be neither used nor mended.
 
     Args:
-        url: Of the database; anything but a SQLite file is left to its server.
+        url: Of the database; that of an MLflow server is left to it.
 
     Yields:
         The address to make the schema at; `url` itself where there is a database already.
     """
+    if is_server(url):
+        try:
+            with server_lock(url, "schema"):
+                yield url
+        except DATABASE_ERRORS as error:
+            raise failure(url, error) from error
+        return
     path = Path(url.removeprefix("sqlite:///"))
     if not url.startswith("sqlite:///") or path.exists():
         yield url
@@ -151,6 +328,13 @@ def make_schema(where: Places) -> None:
         open_engine(url).engine.dispose()
 
 
+def has_schema(where: Places) -> bool:
+    """Whether Optuna's schema was made. To ask it of a server makes nothing there."""
+    if is_server(where.storage):
+        return sqlalchemy.inspect(server_engine(where.storage)).has_table("alembic_version")  # made last
+    return not where.storage.startswith("sqlite:///") or Path(where.storage.removeprefix("sqlite:///")).exists()
+
+
 def has_study(where: Places, name: str) -> bool:
     """Whether there is a study of that name."""
     return name in optuna.get_all_study_names(open_storage(where))
@@ -162,10 +346,9 @@ def open_study(where: Places, name: str | None) -> optuna.Study:
     Raises:
         StudyError: If there is none of that name, or several to choose from.
     """
-    if where.storage.startswith("sqlite:///") and not Path(where.storage.removeprefix("sqlite:///")).exists():
-        raise StudyError(
-            f"{where.storage}: there is no such database, so no study; `study run demo --data DIR` makes one"
-        )
+    if not has_schema(where):
+        found = "nothing in this database" if is_server(where.storage) else "no such database"
+        raise StudyError(f"{where.storage}: there is {found}, so no study; `study run demo --data DIR` makes one")
     storage = open_storage(where)
     names = sorted(optuna.get_all_study_names(storage))  # not their summaries, which read every trial of each
     of_their_own = [n for n in names if n.removesuffix(CONFIRM) == n or n.removesuffix(CONFIRM) not in names]

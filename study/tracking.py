@@ -22,7 +22,7 @@ from mlflow.entities import DatasetInput, Metric, Param, RunStatus, ViewType
 from skiprec.dataset import Dataset, Split
 from skiprec.files import writing_to
 from skiprec.run import ranks_file
-from study.storage import Places, new_database
+from study.storage import Places, check_server, new_database, with_settings
 
 for noisy in ("mlflow", "alembic"):
     logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -42,14 +42,19 @@ def git_commit() -> str:
 
 
 def open_tracker(where: Places) -> MlflowClient:
-    """The client of a study's tracker."""
-    return MlflowClient(tracking_uri=where.tracking_uri)
+    """The client of a study's tracker.
+
+    Raises:
+        StudyError: If that is a database on a server, and does not let us in.
+    """
+    check_server(where.tracking_uri)
+    return MlflowClient(tracking_uri=with_settings(where.tracking_uri))
 
 
 def make_schema(where: Places) -> None:
     """Make MLflow's schema where there is none. One process must do that before others come."""
     with new_database(where.tracking_uri) as url:
-        MlflowClient(tracking_uri=url).search_experiments(max_results=1)
+        MlflowClient(tracking_uri=with_settings(url)).search_experiments(max_results=1)
 
 
 def open_experiment(client: MlflowClient, where: Places, name: str, study: str) -> tuple[str, str]:
@@ -66,9 +71,9 @@ def open_experiment(client: MlflowClient, where: Places, name: str, study: str) 
     """
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        # A server keeps artifacts where it was told to; files beside the database are ours to place.
-        local = where.tracking_uri.startswith("sqlite:")
-        place = (where.artifacts / name).as_uri() if local else None
+        # An MLflow server keeps artifacts where it was told to; without one, files are ours to place.
+        by_server = where.tracking_uri.startswith("http")
+        place = None if by_server else (where.artifacts / name).as_uri()
         experiment_id = client.create_experiment(name, artifact_location=place)
         save_view(client, experiment_id)
     else:

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from skiprec.errors import StudyError
-from study.storage import Places, without_password
+from study.storage import Places, check_server
 
 START_SECONDS = 120
 """How long the server may take to answer."""
@@ -21,12 +21,14 @@ def serve(where: Places, port: int) -> None:
     """Serve until interrupted.
 
     Raises:
-        StudyError: If there is no database or the port is taken, or the server ends by itself, or never answers.
+        StudyError: If there is no database, or it does not let us in, or the port is taken, or the server ends by
+            itself, or never answers.
         KeyboardInterrupt: After Ctrl-C, when the server has ended.
     """
     database = where.tracking_uri.removeprefix("sqlite:///")
     if where.tracking_uri.startswith("sqlite:///") and not Path(database).exists():
         raise StudyError(f"{database}: there is no such database, so nothing to show; `study run` makes one")
+    check_server(where.tracking_uri)
     with socket.socket() as probe:
         # The server itself would start, fail in a child process, and never answer.
         if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -60,9 +62,7 @@ def wait_until_ready(server: subprocess.Popen, address: str, where: Places) -> N
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
         if server.poll() is not None:
-            raise StudyError(
-                f"the MLflow server at {address} on {without_password(where.tracking_uri)} did not start (see above)"
-            )
+            raise StudyError(f"the MLflow server at {address} on {where.tracking_uri} did not start (see above)")
         try:
             with urllib.request.urlopen(f"{address}/health", timeout=1):
                 return

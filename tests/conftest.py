@@ -1,9 +1,14 @@
-"""What several test files share: one thread, datasets made by hand, and a small one that went the whole road."""
+"""What several test files share: one thread, datasets by hand, a small one that went the whole road, PostgreSQL."""
 
 import dataclasses
+import itertools
 import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 import torch
 
@@ -88,3 +93,41 @@ def small_config(**changes) -> TrainConfig:
 def hear_ctrl_c() -> None:
     """For `preexec_fn`: what a shell starts in the background is born deaf to SIGINT, and so is what that starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+POSTGRESQL = Path(__file__).parent.parent / "scripts" / "postgresql.sh"
+
+
+def postgresql(action: str, folder: Path) -> subprocess.CompletedProcess:
+    """Start or stop a server."""
+    return subprocess.run(["bash", POSTGRESQL, action, folder], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[Path]:
+    """The folder of a PostgreSQL server of this process's own, whose password is known to what it starts."""
+    # Not pytest's folder: as root's, that is out of reach for the user whom the server runs as.
+    with tempfile.TemporaryDirectory(prefix="skiprec-postgresql-") as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        started = postgresql("start", folder)
+        if started.returncode == 3:
+            pytest.skip(started.stderr.strip())
+        assert started.returncode == 0, started.stderr
+        patch.setenv("PGPASSFILE", str(folder / "pgpass"))
+        yield folder
+        postgresql("stop", folder)
+
+
+@pytest.fixture(scope="session")
+def new_database(postgresql_server) -> Callable[[], str]:
+    """What makes an empty database and gives its address."""
+    server = (postgresql_server / "url").read_text().strip()
+    numbers = itertools.count(1)
+
+    def make() -> str:
+        name = f"test_{next(numbers)}"
+        with psycopg.connect(server.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return f"{server.rpartition('/')[0]}/{name}"
+
+    return make

@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from study.cells import Cell, Queue, enqueue, progress, refill
-from study.storage import claim_lock, open_study, places
+from study.storage import claim_lock, make_schema, open_storage, open_study, places
 
 CELLS = [Cell("one", "a", 1, {"x": 1}), Cell("two", "a", 1, {"x": 2})]
 
@@ -146,12 +146,10 @@ def claim_all(where, start, claimed):
     claimed.put(None)
 
 
-@pytest.mark.slow
-def test_workers_that_claim_at_the_same_time_never_share_a_cell(tmp_path):
-    """Four processes on one SQLite file: every cell is claimed, each by one of them."""
-    where = places(tmp_path, None, None)
-    where.resume("s").mkdir(parents=True)
-    study = optuna.create_study(storage=where.storage, study_name="s")
+def assert_no_cell_is_shared(where):
+    """Four processes, 60 waiting cells: every cell is claimed, each by one of them."""
+    make_schema(where)
+    study = optuna.create_study(storage=open_storage(where), study_name="s")
     n_cells, n_workers = 60, 4
     refill(study, [Cell(str(i), "a", 1, {"x": i}) for i in range(n_cells)], max_attempts=1)
     spawn = multiprocessing.get_context("spawn")
@@ -167,3 +165,11 @@ def test_workers_that_claim_at_the_same_time_never_share_a_cell(tmp_path):
     for worker in workers:
         worker.join()
     assert sorted(numbers) == list(range(n_cells))
+
+
+@pytest.mark.slow
+def test_workers_that_claim_at_the_same_time_never_share_a_cell(tmp_path):
+    """On one SQLite file."""
+    where = places(tmp_path, None, None)
+    where.resume("s").mkdir(parents=True)
+    assert_no_cell_is_shared(where)

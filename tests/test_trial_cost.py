@@ -9,9 +9,9 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import TrialState
 
 from study.cells import facts, planned_cells, refill
-from study.run import Making, create, locked
+from study.run import Making, create
 from study.space import Recipe
-from study.storage import places
+from study.storage import places, run_lock
 from study.worker import work
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ CELLS = 6
 def counted(dataset, tmp_path, monkeypatch):
     """A study that one worker finished in this process; how often each call was made meanwhile; and its trials."""
     where = places(tmp_path, None, None)
-    with locked(where, "s"):
+    with run_lock(where, "s"):
         study = create(where, Making(name="s", recipe=RECIPE, dataset=dataset), 1, "cpu")
         refill(study, planned_cells(study), max_attempts=1)
     calls = collections.Counter()
