@@ -153,6 +153,14 @@ class Progress:
         return self.complete + self.failed == self.planned
 
 
+def finish(study: optuna.Study, trial_id: int, state: TrialState, value: float | None = None) -> bool:
+    """End a running trial. Returns whether it was still to be ended: somebody may have taken its worker for dead."""
+    try:
+        return study._storage.set_trial_state_values(trial_id, state, None if value is None else [value])
+    except UpdateFinishedTrialError:
+        return False
+
+
 def facts(trial: FrozenTrial) -> dict[str, Any]:
     """What a trial says of itself, and of its result where it has one."""
     return trial.user_attrs | trial.user_attrs.get("result", {})
@@ -203,7 +211,7 @@ def stage_of(study: optuna.Study) -> Progress:
 def refill(study: optuna.Study, cells: list[Cell], max_attempts: int) -> None:
     """Queue every cell that is to be tried, or tried again, and has no trial waiting for that.
 
-    Safe to call again at any time by the one process that holds the study's lock.
+    Safe to call at any time by whoever holds the lock under which cells are claimed.
     """
     by_cell = attempts(study.get_trials(deepcopy=False))
     for cell in cells:

@@ -20,6 +20,9 @@ RECIPES = "controls, data_size, demo, paper, search, table1, temperature, thresh
 Name = Annotated[str | None, typer.Argument(help="The study; may be left out where there is only one.")]
 Mlruns = Annotated[Path, typer.Option(help="The folder of the databases, artifacts and resume points.")]
 Storage = Annotated[str | None, typer.Option(help="Optuna's database, if it is not MLRUNS/optuna.db.")]
+CheckpointDir = Annotated[
+    Path | None, typer.Option(help="Of the resume points, if not in MLRUNS: a folder that all machines share.")
+]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow's database or server, if it is not MLRUNS/mlflow.db.")]
 
 
@@ -37,6 +40,10 @@ def run_study(
     mlruns: Mlruns = Path("mlruns"),
     storage: Storage = None,
     tracking_uri: TrackingUri = None,
+    checkpoint_dir: CheckpointDir = None,
+    grace_seconds: Annotated[
+        float, typer.Option(help="How long a worker may be silent before its cell goes to another one.")
+    ] = 120.0,
     device: Device = "auto",
 ) -> None:
     """Create a study, or go on with it, until every cell is done. Ctrl-C stops; the same command continues.
@@ -45,9 +52,10 @@ def run_study(
     """
     from study.run import launch
 
-    options = {"workers": workers, "name": name, "mlruns": mlruns, "device": device}
+    places = {"mlruns": mlruns, "storage": storage, "tracking_uri": tracking_uri, "checkpoint_dir": checkpoint_dir}
+    options = {"workers": workers, "name": name, "grace_seconds": grace_seconds, "device": device}
     try:
-        handle = launch(recipe, data, storage=storage, tracking_uri=tracking_uri, **options)
+        handle = launch(recipe, data, **places, **options)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with it", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -87,6 +95,7 @@ def confirm(
     mlruns: Mlruns = Path("mlruns"),
     storage: Storage = None,
     tracking_uri: TrackingUri = None,
+    checkpoint_dir: CheckpointDir = None,
     device: Device = "auto",
 ) -> None:
     """Train the best settings of every arm again over fresh paired seeds, and read test, once.
@@ -96,7 +105,7 @@ def confirm(
     from study.confirm import confirm as confirm_study
     from study.storage import places
 
-    where = places(mlruns, storage, tracking_uri)
+    where = places(mlruns, storage, tracking_uri, checkpoint_dir)
     try:
         handle = confirm_study(where, name, seeds=seeds, detect=detect, workers=workers, device=device)
     except KeyboardInterrupt:
@@ -138,21 +147,28 @@ def table1(
     print(f"next: open {out / 'report.html'}")
 
 
-@app.command(hidden=True)
+@app.command()
 def worker(
     name: Annotated[str, typer.Argument(help="The study.")],
     mlruns: Mlruns = Path("mlruns"),
     storage: Storage = None,
     tracking_uri: TrackingUri = None,
+    checkpoint_dir: CheckpointDir = None,
     device: Device = "auto",
+    parent: Annotated[int | None, typer.Option(hidden=True, help="The process without which this one stops.")] = None,
 ) -> None:
-    """Work on a study until no cell is waiting. `study run` starts these."""
+    """Join a study that was made, from this machine or another one, until its cells are done.
+
+    SIGTERM gives the cell back at its last epoch's end. `study run` starts its own of these.
+
+    Example: study worker NAME --storage postgresql+psycopg://me@host/optuna --tracking-uri http://host:5000
+    """
     from skiprec.errors import TrainingStopped
     from study.storage import places
     from study.worker import work
 
     try:
-        work(places(mlruns, storage, tracking_uri), name, device)
+        work(places(mlruns, storage, tracking_uri, checkpoint_dir), name, device, parent)
     except TrainingStopped:  # as it was told: the cell is in the queue again
         raise typer.Exit(0) from None
 
@@ -168,15 +184,18 @@ def status(
 
     Example: study status
     """
+    from study.run import tidy
     from study.status import describe
     from study.storage import CONFIRM, database_errors, has_study, open_study, places
 
     where = places(mlruns, storage, tracking_uri)
     with database_errors(where):
         study = open_study(where, name)
-        print(describe(study))
-        if has_study(where, confirming := f"{study.study_name}{CONFIRM}"):
-            print(describe(open_study(where, confirming)))
+        names = [study.study_name, f"{study.study_name}{CONFIRM}"]
+        for study in (open_study(where, name) for name in names if has_study(where, name)):
+            if "cells" in study.user_attrs and (ended := tidy(where, study)):
+                print(f"{ended} trials whose worker is gone were ended; their cells wait for another one")
+            print(describe(study))
 
 
 @app.command()

@@ -86,6 +86,7 @@ def confirm(
         dataset=dataset,
         plan=paired_plan,
         experiment=name,
+        grace_seconds=attrs["grace_seconds"],
         splits=("val", "test"),
         about={"confirms": name, "finalists": {arm: cell.config for arm, cell in chosen.items()}},
     )

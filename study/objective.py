@@ -1,10 +1,11 @@
 """One attempt at a cell: its configuration -> training -> a COMPLETE trial, or one that failed or was given back."""
 
 import dataclasses
+import os
 import shutil
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ from typing import Any
 import optuna
 import torch
 from mlflow import MlflowClient
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from skiprec.config import flatten, from_flat
 from skiprec.dataset import Dataset, Split
 from skiprec.errors import CheckpointError, OutputError, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator
-from skiprec.run import Run, read_record
+from skiprec.run import RESUME, Run, read_record
 from skiprec.trainer import SELECTED_BY, TrainConfig
-from study.cells import BEST_SO_FAR, SEED_STEP, Cell, cell_id, enqueue, is_failure
+from study.cells import BEST_SO_FAR, SEED_STEP, Cell, cell_id, enqueue, finish, is_failure
 from study.space import Recipe, configuration, experiment, suggest
 from study.storage import DATABASE_ERRORS
 from study.tracking import MLflowTracker
@@ -74,29 +76,43 @@ def attempt(place: Workplace, trial: optuna.Trial) -> None:
         config = choose(place, trial)
         tracker = open_run(place, trial, config)
         value = train(place, trial, config, tracker)
+    except UpdateFinishedTrialError:  # this worker was taken for dead, and the cell given to another one
+        if tracker is not None:
+            tracker.end("KILLED")
     except (TrainingStopped, OutputError, *DATABASE_ERRORS) as stop:  # not the cell's fault
-        trial.set_user_attr("interrupted", True)
-        give_up(place, trial, tracker, str(stop), status="KILLED", again=True)
+        give_up(place, trial, tracker, str(stop), status="KILLED", again=True, interrupted=True)
         raise
     except TrainingDiverged as error:  # it would diverge again in just the same way
-        trial.set_user_attr("hopeless", True)
-        give_up(place, trial, tracker, str(error), status="FAILED", again=False)
+        give_up(place, trial, tracker, str(error), status="FAILED", again=False, hopeless=True)
     except CheckpointError as error:  # the next attempt starts afresh
-        shutil.rmtree(folder_of(place, trial))
+        shutil.rmtree(folder_of(place, trial).parent)
         give_up(place, trial, tracker, str(error), status="FAILED", again=True)
     except Exception as error:  # whatever it is, the study's other cells go on; shown in status and report
-        trial.set_user_attr("traceback", traceback.format_exc())
-        give_up(place, trial, tracker, f"{type(error).__name__}: {error}", status="FAILED", again=True)
+        about = {"traceback": traceback.format_exc()}
+        give_up(place, trial, tracker, f"{type(error).__name__}: {error}", status="FAILED", again=True, **about)
     else:
         # Optuna first: it alone says what is done. A run left open between the two is closed by the next `study run`.
-        place.study.tell(trial, value)
-        tracker.end("FINISHED")
-        shutil.rmtree(folder_of(place, trial))
+        is_done = finish(place.study, trial._trial_id, TrialState.COMPLETE, value)
+        tracker.end("FINISHED" if is_done else "KILLED")
+        if is_done:
+            shutil.rmtree(folder_of(place, trial).parent)
 
 
 def folder_of(place: Workplace, trial: optuna.Trial) -> Path:
-    """Where an attempt trains: the same for every attempt at its cell, so one goes on where another stopped."""
-    return place.resume / trial.user_attrs["cell_id"]
+    """Where an attempt trains: a folder of its own in that of its cell."""
+    return place.resume / trial.user_attrs["cell_id"] / str(trial.number)
+
+
+def take_up(folder: Path) -> None:
+    """Go on where an earlier attempt at the cell stopped: its folder becomes this one's.
+
+    Moved, not shared: should its worker still be there, cut off and taken for dead, it finds its folder gone.
+    """
+    for earlier in sorted(folder.parent.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True):
+        if not folder.exists() and (earlier / RESUME).exists():
+            os.rename(earlier, folder)
+        elif earlier != folder:
+            shutil.rmtree(earlier)
 
 
 def train(place: Workplace, trial: optuna.Trial, config: TrainConfig, tracker: MLflowTracker) -> float:
@@ -106,6 +122,7 @@ def train(place: Workplace, trial: optuna.Trial, config: TrainConfig, tracker: M
         The chosen epoch's value of the metric that is optimised.
     """
     folder = folder_of(place, trial)
+    take_up(folder)
     run = Run(
         place.dataset,
         config,
@@ -183,21 +200,39 @@ def open_run(place: Workplace, trial: optuna.Trial, config: TrainConfig) -> MLfl
 
 
 def give_up(
-    place: Workplace, trial: optuna.Trial, tracker: MLflowTracker | None, error: str, *, status: str, again: bool
+    place: Workplace,
+    trial: optuna.Trial,
+    tracker: MLflowTracker | None,
+    error: str,
+    *,
+    status: str,
+    again: bool,
+    **marks: bool | str,
 ) -> None:
-    """End an attempt without a value, and put its cell into the queue again where that may help."""
+    """End an attempt without a value, and put its cell into the queue again where that may help.
+
+    Args:
+        place: Of the worker.
+        trial: The attempt.
+        tracker: Its run, if it has one.
+        error: Why.
+        status: Of the run.
+        again: Whether another attempt may end better.
+        marks: What else the trial is to say of itself.
+    """
     attrs = trial.user_attrs
-    trial.set_user_attr("error", error)
-    place.study.tell(trial, state=TrialState.FAIL)
-    failures = sum(
-        is_failure(t) for t in place.study.get_trials(deepcopy=False) if t.user_attrs.get("cell") == attrs["cell"]
-    )
-    if again and failures < place.recipe.max_attempts:
-        cell = Cell(
-            attrs["cell"], attrs["arm"], attrs["seed"], attrs.get("proposed", {}), attrs.get(BEST_SO_FAR, False)
-        )
-        enqueue(place.study, cell, attempt=attrs["attempt"] + 1)
-    elif "cell_id" in attrs:  # set aside: nobody will go on with it
-        shutil.rmtree(folder_of(place, trial), ignore_errors=True)
+    with place.exclusively:  # or another process would find the cell failed, and queue it too
+        with suppress(UpdateFinishedTrialError):
+            for name, value in (marks | {"error": error}).items():
+                trial.set_user_attr(name, value)
+        if finish(place.study, trial._trial_id, TrialState.FAIL):
+            same = [t for t in place.study.get_trials(deepcopy=False) if t.user_attrs.get("cell") == attrs["cell"]]
+            if again and sum(map(is_failure, same)) < place.recipe.max_attempts:
+                cell = Cell(
+                    attrs["cell"], attrs["arm"], attrs["seed"], attrs.get("proposed", {}), attrs.get(BEST_SO_FAR, False)
+                )
+                enqueue(place.study, cell, attempt=attrs["attempt"] + 1)
+            elif "cell_id" in attrs:  # set aside: nobody will go on with it
+                shutil.rmtree(folder_of(place, trial).parent, ignore_errors=True)
     if tracker is not None:
         tracker.end(status)  # last: where the tracker is what failed, the cell is in the queue already

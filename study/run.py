@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,9 +22,11 @@ from skiprec.device import settle
 from skiprec.errors import OutputError, StudyError
 from skiprec.evaluation import Evaluator
 from skiprec.run import environment
-from study.cells import BEST_SO_FAR, Cell, Progress, is_abandoned, plan, planned_cells, refill, stage_of
+from study.cells import BEST_SO_FAR, Cell, Progress, plan, planned_cells, refill, stage_of
+from study.crew import Crew
+from study.reaper import reap
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
-from study.storage import Places, database_errors, open_storage, open_study, places, run_lock
+from study.storage import Places, claim_lock, database_errors, open_storage, open_study, places, run_lock
 from study.storage import make_schema as make_study_schema
 from study.tracking import close_orphans, end_run, git_commit, log_dataset, open_experiment, open_tracker, reopen_run
 from study.tracking import make_schema as make_tracking_schema
@@ -33,9 +34,6 @@ from study.watch import watch
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MAX_ABANDONED = 3
-"""How often a cell may be found left by a worker that died before that counts as a failure of the cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +47,8 @@ class Making:
     """Recipe, dataset digest, threads -> every cell."""
     experiment: str = ""
     """In MLflow, if it is not the study's own."""
+    grace_seconds: float = 120.0
+    """How long a worker may be silent before its cell is given to another one."""
     splits: tuple[Split, ...] = ("val",)
     """Those that its runs are measured on."""
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -96,6 +96,8 @@ def launch(
     mlruns: str | Path = "mlruns",
     storage: str | None = None,
     tracking_uri: str | None = None,
+    checkpoint_dir: str | Path | None = None,
+    grace_seconds: float = 120.0,
     device: str = "auto",
     show_progress: bool = True,
 ) -> StudyHandle:
@@ -109,6 +111,8 @@ def launch(
         mlruns: The folder of the default databases, artifacts and resume points.
         storage: Optuna's database, as SQLAlchemy writes it.
         tracking_uri: MLflow's database or server.
+        checkpoint_dir: Of the resume points, if not in mlruns: a folder that all machines share.
+        grace_seconds: How long a worker may be silent before its cell is given to another one.
         device: "auto", "cpu", "cuda" or "cuda:N".
         show_progress: A tqdm bar over cells; where the output is no terminal, a line when more of them are done.
 
@@ -126,8 +130,13 @@ def launch(
     if workers < 1:
         raise StudyError(f"--workers is {workers}, expected at least 1")
     dataset = load_dataset(data)
-    making = Making(name=name or f"{recipe.name}-{dataset.digest[:8]}", recipe=recipe, dataset=dataset)
-    return carry_out(places(Path(mlruns), storage, tracking_uri), making, workers, device, show_progress)
+    if grace_seconds <= 0:
+        raise StudyError(f"--grace-seconds is {grace_seconds}, expected above 0")
+    making = Making(
+        name=name or f"{recipe.name}-{dataset.digest[:8]}", recipe=recipe, dataset=dataset, grace_seconds=grace_seconds
+    )
+    where = places(Path(mlruns), storage, tracking_uri, Path(checkpoint_dir) if checkpoint_dir else None)
+    return carry_out(where, making, workers, device, show_progress)
 
 
 def carry_out(where: Places, making: Making, workers: int, device: str, show_progress: bool) -> StudyHandle:
@@ -142,13 +151,15 @@ def carry_out(where: Places, making: Making, workers: int, device: str, show_pro
         client, parent = open_tracker(where), study.user_attrs["parent_run"]
         reopen_run(client, parent)
         try:
-            take_over(where, study)
-            refill(study, planned_cells(study), making.recipe.max_attempts)
+            tidy(where, study)
+            with claim_lock(where, making.name):
+                refill(study, planned_cells(study), making.recipe.max_attempts)
             study.set_user_attr("workers", workers)
             if not stage_of(study).is_finished:
                 refuse_full_disk(where, making.dataset, study, workers)
                 supervise(where, study, workers, device, show_progress)
         finally:
+            tidy(where, study)
             end_run(client, parent, "FINISHED" if stage_of(study).is_finished else "KILLED")
     return StudyHandle(making.name, where)
 
@@ -189,6 +200,7 @@ def create(where: Places, making: Making, workers: int, device: str) -> optuna.S
         "experiment_id": experiment_id,
         "parent_run": parent,
         "splits": list(making.splits),
+        "grace_seconds": making.grace_seconds,
         "baselines": baseline_metrics(dataset, making, chosen),
         "versions": environment(chosen),
         "git_commit": git_commit(),
@@ -216,19 +228,21 @@ def baseline_metrics(dataset: Dataset, making: Making, device: torch.device) -> 
     return metrics
 
 
-def take_over(where: Places, study: optuna.Study) -> None:
-    """End what a killed run left open: with the study's lock held and no worker started, nobody is at work on it."""
+def tidy(where: Places, study: optuna.Study) -> int:
+    """End what dead workers left open: their trials, whose cells are queued again, and the runs of trials that ended.
+
+    Returns:
+        How many trials were ended.
+    """
+    storage = open_storage(where, study.user_attrs["grace_seconds"])
+    ended = reap(study, storage, claim_lock(where, study.study_name), now=datetime.now())
     trials = study.get_trials(deepcopy=False)
-    for trial in trials:
-        if trial.state == TrialState.RUNNING:
-            # A worker's end is not its cell's fault, unless cells keep ending their workers (out of memory, say).
-            same = [t for t in trials if t.user_attrs["cell"] == trial.user_attrs["cell"]]
-            if sum(map(is_abandoned, same)) < MAX_ABANDONED:
-                study._storage.set_trial_user_attr(trial._trial_id, "interrupted", True)
-            study._storage.set_trial_user_attr(trial._trial_id, "abandoned", True)
-            study.tell(trial.number, state=TrialState.FAIL)
-    finished = {t.user_attrs["run_id"] for t in trials if t.state == TrialState.COMPLETE}
-    close_orphans(open_tracker(where), study.user_attrs["experiment_id"], study.study_name, finished)
+    runs = {state: {t.user_attrs.get("run_id") for t in trials if t.state == state} for state in TrialState}
+    client, experiment = open_tracker(where), study.user_attrs["experiment_id"]
+    close_orphans(
+        client, experiment, study.study_name, finished=runs[TrialState.COMPLETE], running=runs[TrialState.RUNNING]
+    )
+    return len(ended)
 
 
 def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, workers: int) -> None:
@@ -258,37 +272,31 @@ def cell_dim(study: optuna.Study, cell: Cell) -> int:
 
 
 def supervise(where: Places, study: optuna.Study, workers: int, device: str, show_progress: bool) -> None:
-    """Start the workers, show how far they are, and see them end.
+    """Start the workers, show how far they are, replace those that die, and see them end.
 
     Raises:
         StudyError: If a worker ended with an error, or left cells undone.
         KeyboardInterrupt: After Ctrl-C or SIGTERM, when every worker has given its cell back.
     """
-    command = [sys.executable, "-m", "study", "worker", study.study_name, "--mlruns", str(where.mlruns)]
-    command += ["--storage", where.storage, "--tracking-uri", where.tracking_uri, "--device", device]
-    # A session of their own: Ctrl-C reaches this process alone, which tells each of them once.
-    started = [subprocess.Popen(command, start_new_session=True) for _ in range(workers)]
+
+    def on_death() -> int:
+        tidy(where, study)
+        return sum(t.state != TrialState.WAITING for t in study.get_trials(deepcopy=False))
+
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    crew = Crew(where, study.study_name, device, workers, on_death)
     try:
-        watch(study, started, show_progress)
+        watch(study, crew, show_progress)
     except KeyboardInterrupt:
         print("stopping: workers give their cells back at the last epoch's end", file=sys.stderr)
         raise
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave them alone
-        for process in started:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in started:
-            process.wait()
-        signal.signal(signal.SIGINT, interrupt)
+        crew.stop()
         signal.signal(signal.SIGTERM, earlier)
-    failed = [process.returncode for process in started if process.returncode != 0]
     stage = stage_of(study)
-    if failed or not stage.is_finished:
+    if crew.failed or not stage.is_finished:
         raise StudyError(
-            f"study {study.study_name}: {len(failed)} of {workers} workers ended with an error (shown above), "
+            f"study {study.study_name}: {crew.failed} of {workers} workers ended with an error (shown above), "
             f"{stage.planned - stage.complete - stage.failed} of {stage.planned} cells are not done; "
             "run the same command again to go on"
         )

@@ -47,6 +47,8 @@ class Recipe:
     middle point of a grid, the best so far of a search."""
     max_attempts: int = 2
     """How often a cell may be tried before it is set aside with its error."""
+    max_seconds: float = 0.0
+    """Wall-clock time that an attempt may take; 0 for any. A cell that hangs fails then, and its worker is replaced."""
     unequal: bool = False
     """Whether arms may have unequal budgets. The best of more cells is higher by luck alone, so the report says so."""
     worthwhile: float = 0.01
@@ -67,6 +69,8 @@ class Recipe:
             )
         if not self.seeds or not all(type(s) is int and s >= 0 for s in self.seeds):
             raise ValueError(f"seeds is {self.seeds}, expected a list of whole numbers")
+        if self.max_seconds < 0:
+            raise ValueError(f"max_seconds is {self.max_seconds}, expected 0 or more")
         if self.repeats < 0:
             raise ValueError(f"repeats is {self.repeats}, expected 0 or more")
         if self.max_attempts < 1:

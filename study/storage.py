@@ -46,6 +46,8 @@ class Places:
     """Of Optuna's database, as SQLAlchemy writes it."""
     tracking_uri: str
     """Of MLflow's database or server."""
+    checkpoints: Path | None = None
+    """Where the resume points are, if not there: a folder that workers on several machines share."""
 
     @property
     def artifacts(self) -> Path:
@@ -54,10 +56,10 @@ class Places:
 
     def resume(self, study: str) -> Path:
         """The folders of a study's unfinished trials."""
-        return self.mlruns / "resume" / study
+        return (self.checkpoints or self.mlruns / "resume") / study
 
 
-def places(mlruns: Path, storage: str | None, tracking_uri: str | None) -> Places:
+def places(mlruns: Path, storage: str | None, tracking_uri: str | None, checkpoint_dir: Path | None = None) -> Places:
     """The addresses that were given, and SQLite files in mlruns for those that were not.
 
     Raises:
@@ -81,6 +83,7 @@ def places(mlruns: Path, storage: str | None, tracking_uri: str | None) -> Place
         mlruns,
         storage or f"sqlite:///{mlruns / 'optuna.db'}",
         tracking_uri or f"sqlite:///{mlruns / 'mlflow.db'}",
+        checkpoint_dir.resolve() if checkpoint_dir else None,
     )
 
 
@@ -149,8 +152,12 @@ def driver_needed(url: str) -> Iterator[None]:
         ) from error
 
 
-def open_engine(url: str) -> RDBStorage:
+def open_engine(url: str, grace_seconds: float | None = None) -> RDBStorage:
     """Optuna's storage at an address.
+
+    Args:
+        url: The address.
+        grace_seconds: How long a worker may be silent, for a storage that asks for beats.
 
     Raises:
         StudyError: If the database's driver is not installed.
@@ -161,7 +168,8 @@ def open_engine(url: str) -> RDBStorage:
     elif is_server(url):
         options["pool_pre_ping"] = True  # it may have been restarted since a connection was last used
     with driver_needed(url):
-        return RDBStorage(with_settings(url), engine_kwargs=options)
+        # The interval is for Optuna's own loop, which is not used here; without one it keeps no beats.
+        return RDBStorage(with_settings(url), engine_kwargs=options, heartbeat_interval=1, grace_period=grace_seconds)
 
 
 def server_engine(url: str) -> sqlalchemy.Engine:
@@ -192,9 +200,9 @@ def check_server(url: str) -> None:
             raise failure(url, error) from error
 
 
-def open_storage(where: Places) -> RDBStorage:
-    """Optuna's storage of a study."""
-    return open_engine(where.storage)
+def open_storage(where: Places, grace_seconds: float | None = None) -> RDBStorage:
+    """Optuna's storage of a study; see `open_engine`."""
+    return open_engine(where.storage, grace_seconds)
 
 
 def lock_call(function: str, name: str) -> sqlalchemy.TextClause:

@@ -126,7 +126,9 @@ def reopen_run(client: MlflowClient, run_id: str) -> None:
     client.update_run(run_id, status="RUNNING")
 
 
-def close_orphans(client: MlflowClient, experiment_id: str, study: str, finished: set[str]) -> None:
+def close_orphans(
+    client: MlflowClient, experiment_id: str, study: str, *, finished: set[str | None], running: set[str | None]
+) -> None:
     """Close the trials' runs that nobody is working on any more.
 
     Args:
@@ -134,12 +136,18 @@ def close_orphans(client: MlflowClient, experiment_id: str, study: str, finished
         experiment_id: That the study's runs are in.
         study: Whose runs.
         finished: Runs whose trial is COMPLETE: killed between the two databases, they are FINISHED, others KILLED.
+        running: Runs whose trial is at work.
     """
     running = RunStatus.to_string(RunStatus.RUNNING)
     still_open = f"attributes.status = '{running}' and tags.role = 'trial' and tags.study = {quoted(study)}"
-    while runs := client.search_runs([experiment_id], still_open, run_view_type=ViewType.ACTIVE_ONLY):
-        for run in runs:
-            end_run(client, run.info.run_id, "FINISHED" if run.info.run_id in finished else "KILLED")
+    token = None
+    while True:
+        runs = client.search_runs([experiment_id], still_open, run_view_type=ViewType.ACTIVE_ONLY, page_token=token)
+        ids = {run.info.run_id for run in runs}
+        for run_id in ids - running:
+            end_run(client, run_id, "FINISHED" if run_id in finished else "KILLED")
+        if not (token := runs.token):
+            return
 
 
 def log_dataset(client: MlflowClient, run_id: str, dataset: Dataset) -> None:

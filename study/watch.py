@@ -1,6 +1,5 @@
 """What `study run` shows while its workers work: a bar over the cells, or lines where the output is no terminal."""
 
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from study.cells import Progress, planned_cells, progress
+from study.crew import Crew
 from study.estimate import CELLS_FOR_FIRST, duration, seconds_at_work, seconds_left
 
 POLL_SECONDS = 0.5
@@ -23,19 +23,19 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}{po
 """Without tqdm's own guess of the time left, which takes all cells for alike."""
 
 
-def watch(study: optuna.Study, started: list[subprocess.Popen], show_progress: bool) -> None:
+def watch(study: optuna.Study, crew: Crew, show_progress: bool) -> None:
     """Show how far a study is until every worker has ended, and keep the estimate made after its first cells."""
     about, cells = study.user_attrs, planned_cells(study)
     has_first = "first_estimate" in about
     next_look = time.monotonic()
     with display(study.study_name, len(cells), show_progress) as show:
         while True:
-            is_over = all(process.poll() is not None for process in started)
+            is_over = crew.is_over()
             if is_over or time.monotonic() >= next_look:
                 start, now = time.monotonic(), datetime.now()
                 trials = study.get_trials(deepcopy=False)
                 stage = progress(trials, cells, about["recipe"]["max_attempts"])
-                left = seconds_left(about["recipe"], cells, trials, workers=len(started), now=now)
+                left = seconds_left(about["recipe"], cells, trials, workers=crew.size, now=now)
                 if left and stage.complete >= CELLS_FOR_FIRST and not has_first:
                     made = datetime.now(UTC).isoformat(timespec="seconds")
                     total = seconds_at_work(trials, now) + left

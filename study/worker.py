@@ -1,30 +1,47 @@
-"""A worker: takes cells from the queue of a study, one after the other, until none waits. All workers are alike."""
+"""A worker: takes cells from the queue of a study, one after the other, until all are done. All workers are alike."""
 
 import functools
 import os
 import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
 
 from skiprec.dataset import load_dataset
 from skiprec.device import settle
 from skiprec.errors import StudyError, TrainingStopped
 from skiprec.evaluation import Evaluator
-from study.cells import Queue
-from study.objective import Workplace, attempt
+from study.cells import Queue, stage_of
+from study.heartbeat import beating
+from study.objective import Workplace, attempt, give_up
+from study.reaper import reap, worker_name
 from study.sampler import WithinArm
 from study.space import Recipe
-from study.storage import Places, claim_lock, database_errors, open_study
+from study.storage import Places, claim_lock, database_errors, open_storage, open_study
 from study.tracking import git_commit, open_tracker
+
+IDLE_SECONDS = 2.0
+"""Between two looks of a worker that has nothing to do while others still have."""
+BEATS_PER_GRACE = 8
+"""So that a few may fail to come through."""
 
 
 class StopFlag:
-    """Turned on by SIGTERM, by SIGINT, or when the process that started this one is gone; asked between two steps."""
+    """Turned on by SIGTERM, by SIGINT, or when the process that started this one is gone; asked between two steps.
 
-    def __init__(self) -> None:
+    Args:
+        parent: The number of that process; None for a worker that outlives the shell that it was started from.
+    """
+
+    def __init__(self, parent: int | None) -> None:
         self.is_set = False
-        self.parent = os.getppid()
+        self.parent = parent
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._set)
 
@@ -32,50 +49,94 @@ class StopFlag:
         self.is_set = True
 
     def __call__(self) -> bool:
-        return self.is_set or os.getppid() != self.parent
+        return self.is_set or (self.parent is not None and os.getppid() != self.parent)
 
 
-def work(where: Places, name: str, device: str) -> None:
-    """Work on a study until no cell is waiting.
+def work(where: Places, name: str, device: str, parent: int | None = None) -> None:
+    """Work on a study until every cell is done, by this worker or by others.
+
+    Args:
+        where: The study's databases.
+        name: The study.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        parent: The process without which this one stops.
 
     Raises:
         TrainingStopped: If it was told to stop; its cell is in the queue again.
         StudyError: If the dataset is not the study's, or a database fails.
     """
-    should_stop = StopFlag()
+    should_stop = StopFlag(parent)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with database_errors(where):
         study = open_study(where, name)
-        attrs = study.user_attrs
-        recipe = Recipe(**attrs["recipe"])
-        dataset = load_dataset(Path(attrs["dataset"]))
-        if dataset.digest != attrs["dataset_digest"]:
-            raise StudyError(
-                f"{dataset.path}: its digest is {dataset.digest[:8]}, expected {attrs['dataset_digest'][:8]}: "
-                "it is no longer the data of this study"
-            )
-        chosen, splits = settle(device, attrs["threads"]), tuple(attrs["splits"])
-        place = Workplace(
-            study=study,
-            recipe=recipe,
-            dataset=dataset,
-            splits=splits,
-            evaluators=functools.cache(
-                lambda targets: {split: Evaluator(dataset, split, chosen, only_targets=targets) for split in splits}
-            ),
-            device=chosen,
-            client=open_tracker(where),
-            exclusively=claim_lock(where, name),
-            about=attrs,
-            resume=where.resume(name),
-            tags={"study": name, "dataset_digest": dataset.digest, "git_commit": git_commit()},
-            should_stop=should_stop,
-        )
+        place = workplace(where, study, device, should_stop)
+        grace = place.about["grace_seconds"]
+        beats = open_storage(where, grace)
         queue = Queue(study, place.exclusively)
         while not should_stop():
             trial = queue.claim()
-            if trial is None:
+            if trial is not None:
+                at_work(place, trial, beats, grace)
+            elif stage_of(study).running == 0:
                 return
-            study.sampler = WithinArm(recipe, trial.number)
-            attempt(place, trial)
+            else:  # the cell of a worker that dies is to be taken up
+                reap(study, beats, place.exclusively, now=datetime.now())
+                time.sleep(IDLE_SECONDS)
         raise TrainingStopped(f"study {name}: told to stop between two cells")
+
+
+def at_work(place: Workplace, trial: optuna.Trial, beats: RDBStorage, grace: float) -> None:
+    """Carry out an attempt, beating for it.
+
+    Args:
+        place: This worker's.
+        trial: Claimed.
+        beats: Where beats go.
+        grace: How long this worker may be silent before its trial is given to another, in seconds.
+    """
+    place.study.sampler = WithinArm(place.recipe, trial.number)
+
+    def on_limit(error: str) -> None:
+        give_up(place, trial, None, error, status="FAILED", again=True)
+
+    limit = place.recipe.max_seconds
+    seconds = grace / BEATS_PER_GRACE
+    with (
+        suppress(UpdateFinishedTrialError),  # it was ended by another process
+        beating(beats, trial, seconds=seconds, limit_seconds=limit, on_limit=on_limit),
+    ):
+        trial.set_user_attr("worker", worker_name())
+        attempt(place, trial)
+
+
+def workplace(where: Places, study: optuna.Study, device: str, should_stop: Callable[[], bool]) -> Workplace:
+    """What a worker's attempts share.
+
+    Raises:
+        StudyError: If the dataset is not the study's.
+    """
+    attrs = study.user_attrs
+    recipe = Recipe(**attrs["recipe"])
+    dataset = load_dataset(Path(attrs["dataset"]))
+    if dataset.digest != attrs["dataset_digest"]:
+        raise StudyError(
+            f"{dataset.path}: its digest is {dataset.digest[:8]}, expected {attrs['dataset_digest'][:8]}: "
+            "it is no longer the data of this study"
+        )
+    chosen, splits = settle(device, attrs["threads"]), tuple(attrs["splits"])
+    return Workplace(
+        study=study,
+        recipe=recipe,
+        dataset=dataset,
+        splits=splits,
+        evaluators=functools.cache(
+            lambda targets: {split: Evaluator(dataset, split, chosen, only_targets=targets) for split in splits}
+        ),
+        device=chosen,
+        client=open_tracker(where),
+        exclusively=claim_lock(where, study.study_name),
+        about=attrs,
+        resume=where.resume(study.study_name),
+        tags={"study": study.study_name, "dataset_digest": dataset.digest, "git_commit": git_commit()},
+        should_stop=should_stop,
+    )
