@@ -303,7 +303,12 @@ def confirmed(tmp_path_factory):
 
 def test_with_confirming_runs_the_page_is_in_the_order_of_its_questions(confirmed):
     """Answer, claims, noise, then comparisons; how the settings were found after that."""
-    order = ("Do skips help here?", "Not shown to be due to these skips: S+ item beats S-", "The measures disagree", "Best settings")
+    order = (
+        "Do skips help here?",
+        "Not shown to be due to these skips: S+ item beats S-",
+        "The measures disagree",
+        "Best settings",
+    )
     order += ("What was claimed", "Noise first", "Verdicts:", "Test hit rates of each arm", "By group", "Skip gap")
     order += ("Learning curves of the confirming", "The search", "Cost", "How to make it again", "What failed")
     page = Page((confirmed / "report.html").read_text())
