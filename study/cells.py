@@ -130,9 +130,15 @@ class Queue:
         return None
 
     def _list(self) -> bool:
-        """List the waiting trials. Returns whether there are any."""
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        self._listed.extend(trial._trial_id for trial in waiting if "cell" in trial.user_attrs)
+        """List the waiting trials, one a cell. Returns whether there are any."""
+        for tried in attempts(self.study.get_trials(deepcopy=False)).values():
+            waiting = [t for t in tried if t.state == TrialState.WAITING]
+            is_taken = any(t.state in (TrialState.COMPLETE, TrialState.RUNNING) for t in tried)
+            # Two, where a connection broke while one was made, and Optuna made it again.
+            for extra in waiting[0 if is_taken else 1 :]:
+                self.study._storage.set_trial_user_attr(extra._trial_id, "interrupted", True)
+                finish(self.study, extra._trial_id, TrialState.FAIL)
+            self._listed.extend(t._trial_id for t in waiting[: 0 if is_taken else 1])
         return bool(self._listed)
 
 

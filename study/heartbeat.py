@@ -52,7 +52,7 @@ def beating(
     def watch() -> None:
         while not stop.wait(seconds):
             if limit_seconds and time.monotonic() - started > limit_seconds:
-                error = f"took longer than the {limit_seconds:g} s that an attempt may take (limit_seconds)"
+                error = f"took longer than the {limit_seconds:g} s that an attempt may take (max_seconds)"
                 on_limit(error)
                 return end(f"trial {trial.number} {error}")
             if not beat(storage, trial._trial_id) and not stop.is_set():

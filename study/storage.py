@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from optuna.storages import RDBStorage
 
 from skiprec.errors import StudyError
 from skiprec.files import sync_folder, writing_to
+from study.patience import PatientStorage, patiently
 
 CONFIRM = "-confirm"
 """What the name of a study's confirming runs ends with."""
@@ -168,8 +169,11 @@ def open_engine(url: str, grace_seconds: float | None = None) -> RDBStorage:
     elif is_server(url):
         options["pool_pre_ping"] = True  # it may have been restarted since a connection was last used
     with driver_needed(url):
-        # The interval is for Optuna's own loop, which is not used here; without one it keeps no beats.
-        return RDBStorage(with_settings(url), engine_kwargs=options, heartbeat_interval=1, grace_period=grace_seconds)
+        kind = PatientStorage if is_server(url) else RDBStorage
+        storage = kind(with_settings(url), engine_kwargs=options)
+    # As its constructor's experimental arguments would; the interval is for Optuna's own loop, which is not used here.
+    storage.heartbeat_interval, storage.grace_period = 1, grace_seconds
+    return storage
 
 
 def server_engine(url: str) -> sqlalchemy.Engine:
@@ -245,11 +249,15 @@ class ClaimLock(AbstractContextManager[None]):
         self.name = name
 
     def __enter__(self) -> None:
+        patiently(self._take)
+
+    def _take(self) -> None:
         self.transaction = self.engine.begin()
         self.transaction.__enter__().execute(lock_call("pg_advisory_xact_lock", self.name))
 
     def __exit__(self, *error: Any) -> None:
-        self.transaction.__exit__(*error)
+        with suppress(sqlalchemy.exc.DBAPIError):  # the server let it go when the connection broke
+            self.transaction.__exit__(*error)
 
 
 def claim_lock(where: Places, study: str) -> AbstractContextManager[object]:

@@ -219,7 +219,7 @@ def start_and_wait_for_an_epoch(folder, data):
     until = time.monotonic() + 120
     while time.monotonic() < until:
         assert process.poll() is None, process.stderr.read()
-        if any((folder / "mlruns").glob("resume/*/*/resume.safetensors")):
+        if any((folder / "mlruns").glob("resume/*/*/*/resume.safetensors")):
             return process
         time.sleep(0.05)
     raise AssertionError("no epoch in 120 s")

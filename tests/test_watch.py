@@ -11,17 +11,19 @@ from study.watch import Lines
 
 
 class Worker:
-    """A worker's process: at each look something happens to the study, until nothing is left to happen."""
+    """A crew of one: at each look something happens to the study, until nothing is left to happen."""
+
+    size = 1
 
     def __init__(self, *events):
         self.events = list(events)
 
-    def poll(self):
-        """None while it is at work."""
+    def is_over(self):
+        """Whether it has come to an end."""
         if not self.events:
-            return 0
+            return True
         self.events.pop(0)()
-        return None
+        return False
 
 
 @pytest.fixture
@@ -37,13 +39,13 @@ def fake(monkeypatch):
 
 def test_a_line_says_how_many_cells_the_best_and_the_time_left(fake, capsys):
     """Two of 40 s are waiting."""
-    watch.watch(fake.study, [Worker()], show_progress=True)
+    watch.watch(fake.study, Worker(), show_progress=True)
     assert capsys.readouterr().err == "2 of 4 cells, best 0.4100, about 80 s left\n"
 
 
 def test_nothing_is_shown_where_nothing_is_asked_for(fake, capsys):
     """For programs; the estimate is kept all the same."""
-    watch.watch(fake.study, [Worker()], show_progress=False)
+    watch.watch(fake.study, Worker(), show_progress=False)
     assert capsys.readouterr().err == ""
     assert "first_estimate" in fake.study.user_attrs
 
@@ -51,7 +53,7 @@ def test_nothing_is_shown_where_nothing_is_asked_for(fake, capsys):
 def test_a_terminal_gets_a_bar_with_the_studys_own_estimate(fake, capsys, monkeypatch):
     """tqdm's own would stand after a <."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    watch.watch(fake.study, [Worker()], show_progress=True)
+    watch.watch(fake.study, Worker(), show_progress=True)
     last = capsys.readouterr().err.strip().split("\r")[-1]
     assert "demo-0123abcd:  50%|" in last
     assert "| 2/4 cells [00:00, best 0.4100, about 80 s left]" in last
@@ -60,7 +62,7 @@ def test_a_terminal_gets_a_bar_with_the_studys_own_estimate(fake, capsys, monkey
 
 def test_the_estimate_after_two_cells_is_kept_and_later_ones_are_not(fake):
     """40 + 40 s done and as much to go. The third cell takes 400 s, which changes the next estimate alone."""
-    watch.watch(fake.study, [Worker(lambda: None, lambda: fake.add(0.42, at=80.0, seconds=400.0))], show_progress=False)
+    watch.watch(fake.study, Worker(lambda: None, lambda: fake.add(0.42, at=80.0, seconds=400.0)), show_progress=False)
     first = fake.study.user_attrs["first_estimate"]
     assert (first["cells"], first["seconds"]) == (2, 160.0)
 
@@ -69,9 +71,9 @@ def test_no_estimate_is_kept_after_one_cell(monkeypatch):
     """It is too early; and when all are done it is too late."""
     fake = FakeStudy(planned=2)
     fake.add(0.4, seconds=40.0)
-    watch.watch(fake.study, [Worker()], show_progress=False)
+    watch.watch(fake.study, Worker(), show_progress=False)
     fake.add(0.4, at=40.0, seconds=40.0)
-    watch.watch(fake.study, [Worker()], show_progress=False)
+    watch.watch(fake.study, Worker(), show_progress=False)
     assert "first_estimate" not in fake.study.user_attrs
 
 
@@ -89,7 +91,7 @@ def test_looking_takes_a_small_share_of_the_time(fake, monkeypatch):
     monkeypatch.setattr(watch, "progress", progress)
     monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(watch.time, "sleep", lambda _: clock.__setitem__(0, clock[0] + 0.5))
-    watch.watch(fake.study, [Worker(*[lambda: None] * 100)], show_progress=False)
+    watch.watch(fake.study, Worker(*[lambda: None] * 100), show_progress=False)
     assert looks[:3] == [0.0, 21.0, 42.0]
     assert len(looks) == 4  # the last one when the worker has ended
 
