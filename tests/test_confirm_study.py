@@ -1,5 +1,6 @@
 """Confirming runs from end to end: a real study, real workers, what is kept, and what is refused."""
 
+import itertools
 import json
 
 import pytest
@@ -7,8 +8,10 @@ from mlflow import MlflowClient
 from test_study import RECIPE, data, runs  # noqa: F401  the fixture is used by name
 
 from skiprec.errors import StudyError
-from study.confirm import FIRST_SEED, confirm, expected_noise, finalists
+from study.analysis import done_cells
+from study.confirm import FEWEST_SEEDS, FIRST_SEED, confirm, finalists, planned_seeds
 from study.run import launch
+from study.statistics import seeds_needed
 from study.storage import open_study, places
 from study.tracking import read_ranks
 
@@ -81,25 +84,38 @@ def test_confirming_again_changes_nothing_and_other_seeds_are_refused(confirmed)
         confirm(handle.where, handle.name, seeds=4, **options)
 
 
-def test_noise_for_planning_is_that_of_repeats_and_finalists(confirmed):
-    """By loops over the validation ranks of the runs that the search made."""
+def test_the_seeds_planned_are_those_that_the_noise_of_repeats_and_finalists_asks_for(confirmed):
+    """By loops over the validation ranks of the runs that the search made: four pairs of repeats, one claim."""
     _, handle, _ = confirmed
     study = open_study(handle.where, handle.name)
     client = MlflowClient(tracking_uri=handle.where.tracking_uri)
-    from study.analysis import done_cells
-
     cells = done_cells(study.get_trials())
     chosen = finalists(cells, ["S-", "S+"])
-    noise = expected_noise(handle.where, study, chosen)
-    hits = {c.id: (read_ranks(client, c.run_id, "val")["sampled"] <= 10).tolist() for c in cells}
-    first = [c for c in cells if c.arm == "S-" and c.config["learning_rate"] == cells[0].config["learning_rate"]]
-    disagree = sum(a != b for a, b in zip(*(hits[c.id] for c in first), strict=True)) / noise["n_sessions"]
-    assert noise["residual_sd"] ** 2 == pytest.approx(disagree)
-    d = [a - b for a, b in zip(hits[chosen["S+"].id], hits[chosen["S-"].id], strict=True)]
-    mean = sum(d) / len(d)
-    spread = sum((x - mean) ** 2 for x in d) / (len(d) - 1)
-    assert noise["session_sd"] ** 2 == pytest.approx(max(0, spread - disagree))
-    assert noise["n_sessions"] == len(d)
+    hits = {c.id: (read_ranks(client, c.run_id, "val")["sampled"] <= 10).astype(int).tolist() for c in cells}
+
+    def spread(ours, other):
+        """Variance of the difference over sessions, and its mean."""
+        d = [a - b for a, b in zip(hits[ours.id], hits[other.id], strict=True)]
+        mean = sum(d) / len(d)
+        return sum((x - mean) ** 2 for x in d) / (len(d) - 1), mean
+
+    pairs = [
+        (one, two)
+        for one, two in itertools.combinations(cells, 2)
+        if {k: v for k, v in one.config.items() if k != "seed"} == {k: v for k, v in two.config.items() if k != "seed"}
+    ]
+    assert len(pairs) == 4
+    n = len(hits[cells[0].id])
+    rest = sum(spread(*pair)[0] for pair in pairs) / 4
+    seeds = sum(spread(*pair)[1] ** 2 for pair in pairs) / 4 - rest / n
+    sessions = spread(chosen["S+"], chosen["S-"])[0] - rest
+    noise = {"seed_sd": max(0, seeds) ** 0.5, "session_sd": max(0, sessions) ** 0.5, "residual_sd": rest**0.5}
+    planned = {d: planned_seeds(handle.where, study, chosen, d) for d in (0.3, 0.1, 0.05)}
+    expected = {d: seeds_needed(d, **noise, n_sessions=n) for d in planned}
+    assert planned == {d: max(FEWEST_SEEDS, k) for d, k in expected.items()}
+    assert max(planned.values()) > FEWEST_SEEDS
+    with pytest.raises(StudyError, match="no number of seeds is enough for S\\+ less S-, with 300 sessions"):
+        planned_seeds(handle.where, study, chosen, 0.0001)
 
 
 def test_an_unfinished_study_is_not_confirmed(data, tmp_path):  # noqa: F811
