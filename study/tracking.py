@@ -138,16 +138,16 @@ def close_orphans(
         finished: Runs whose trial is COMPLETE: killed between the two databases, they are FINISHED, others KILLED.
         running: Runs whose trial is at work.
     """
-    running = RunStatus.to_string(RunStatus.RUNNING)
-    still_open = f"attributes.status = '{running}' and tags.role = 'trial' and tags.study = {quoted(study)}"
-    token = None
-    while True:
+    status = RunStatus.to_string(RunStatus.RUNNING)
+    still_open = f"attributes.status = '{status}' and tags.role = 'trial' and tags.study = {quoted(study)}"
+    found, token = set(), None
+    while True:  # all of them first: pages are counted off, and closed runs would shift them
         runs = client.search_runs([experiment_id], still_open, run_view_type=ViewType.ACTIVE_ONLY, page_token=token)
-        ids = {run.info.run_id for run in runs}
-        for run_id in ids - running:
-            end_run(client, run_id, "FINISHED" if run_id in finished else "KILLED")
+        found |= {run.info.run_id for run in runs}
         if not (token := runs.token):
-            return
+            break
+    for run_id in found - running:
+        end_run(client, run_id, "FINISHED" if run_id in finished else "KILLED")
 
 
 def log_dataset(client: MlflowClient, run_id: str, dataset: Dataset) -> None:

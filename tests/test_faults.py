@@ -1,0 +1,218 @@
+"""Studies whose workers are killed, hang or are told to stop, and whose server is restarted: real processes and signals.
+
+In a short form; SKIPREC_FAULTS=full has 128 cells, 8 workers, 30 kills and 5 restarts.
+"""
+
+import collections
+import os
+import random
+import signal
+import subprocess
+import time
+
+import optuna
+import pytest
+from conftest import postgresql
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+from test_study import RECIPE, command, data, run  # noqa: F401  the fixture is used by name
+
+from study.storage import open_storage, places
+
+pytestmark = pytest.mark.slow
+FULL = os.environ.get("SKIPREC_FAULTS") == "full"
+CELLS, WORKERS, KILLS, RESTARTS = (128, 8, 30, 5) if FULL else (8, 2, 4, 2)
+RATES = [round(0.001 + 0.00005 * i, 6) for i in range(CELLS // 2)]
+LONG = RECIPE.replace("[0.001, 0.01]", str(RATES)).replace("max_epochs = 3", "max_epochs = 25")
+LONG = LONG.replace("patience = 2", "patience = 24")
+GRACE = 15
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request, tmp_path):
+    """A place for both databases; an empty PostgreSQL each, or files."""
+    if request.param == "sqlite":
+        return places(tmp_path / "mlruns", None, None)
+    new_database = request.getfixturevalue("new_database")
+    return places(tmp_path / "mlruns", new_database(), new_database())
+
+
+def at(where):
+    """A command's options that name a study's databases."""
+    return "--mlruns", where.mlruns, "--storage", where.storage, "--tracking-uri", where.tracking_uri
+
+
+def start(where, data, folder, text=LONG, **env):  # noqa: F811
+    """`study run` in the background."""
+    (folder / "tiny.toml").write_text(text)
+    arguments = ("study", "run", "tiny.toml", "--data", data, "--workers", WORKERS, "--device", "cpu", *at(where))
+    return subprocess.Popen(
+        command(*arguments, "--grace-seconds", GRACE),
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | env,
+    )
+
+
+def trials_of(where):
+    """Every trial; none where nothing is made yet."""
+    try:
+        storage = open_storage(where)
+        (name,) = optuna.get_all_study_names(storage)
+        return optuna.load_study(study_name=name, storage=storage).get_trials()
+    except (ValueError, KeyError, optuna.exceptions.StorageInternalError):
+        return []
+
+
+def at_work(where, epochs=1):
+    """The trials that are at work, and have come so far."""
+    return [
+        t
+        for t in trials_of(where)
+        if t.state == TrialState.RUNNING and "worker" in t.user_attrs and len(t.intermediate_values) >= epochs
+    ]
+
+
+def wait_for(what, process, seconds=240):
+    """What comes of a call, as soon as that is anything."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        assert process.poll() is None, process.stderr.read()
+        if found := what():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not in {seconds} s")
+
+
+def kill_worker(trial):
+    """kill -9 of who is at work on a trial; False if it was quicker."""
+    try:
+        os.kill(int(trial.user_attrs["worker"].rpartition(":")[2]), signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def assert_whole(where, planned, set_aside=0):
+    """Every cell COMPLETE once, and one FINISHED run of it with each epoch once; nothing left open."""
+    trials = trials_of(where)
+    complete = collections.Counter(t.user_attrs["cell"] for t in trials if t.state == TrialState.COMPLETE)
+    assert len(complete) == planned - set_aside
+    assert set(complete.values()) == {1}
+    assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+    client = MlflowClient(tracking_uri=where.tracking_uri)
+    ids = [e.experiment_id for e in client.search_experiments() if e.name != "Default"]
+    runs = {r.info.run_id: r for r in client.search_runs(ids, "tags.role = 'trial'", max_results=1000)}
+    assert "RUNNING" not in {r.info.status for r in runs.values()}
+    finished = [t for t in trials if t.state == TrialState.COMPLETE]
+    assert {t.user_attrs["run_id"] for t in finished} == {i for i, r in runs.items() if r.info.status == "FINISHED"}
+    for trial in finished:
+        steps = [m.step for m in client.get_metric_history(trial.user_attrs["run_id"], "val/hr_at_10")]
+        assert steps == list(range(1, trial.user_attrs["result"]["epochs"] + 1))
+    return trials
+
+
+def test_workers_are_killed_in_mid_trial_and_every_cell_is_done_once(where, data, tmp_path):  # noqa: F811
+    """An extra attempt a kill at most; what was killed after an epoch goes on from there."""
+    process, draw = start(where, data, tmp_path), random.Random(1)
+    killed = []
+    while len(killed) < KILLS:
+        trial = draw.choice(wait_for(lambda: at_work(where), process))
+        if kill_worker(trial):
+            killed.append(trial.number)
+            time.sleep(draw.uniform(0, 1))
+    _, errors = process.communicate(timeout=1200)
+    assert process.returncode == 0, errors
+    trials = assert_whole(where, CELLS)
+    assert len(trials) <= CELLS + KILLS
+    hit = {trials[n].user_attrs["cell"]: n for n in killed if trials[n].state == TrialState.FAIL}
+    assert len(hit) > KILLS // 2  # a few had just come to their end
+    for cell, number in hit.items():
+        after = next(t for t in trials if t.user_attrs["cell"] == cell and t.number > number)
+        assert after.user_attrs["resumed_from"] >= 1
+    assert errors.count("another takes its place") == KILLS
+
+
+def test_a_server_that_is_restarted_in_mid_study_loses_nothing(new_database, postgresql_server, data, tmp_path):  # noqa: F811
+    """Workers wait for it."""
+    where = places(tmp_path / "mlruns", new_database(), None)
+    process = start(where, data, tmp_path)
+    for _ in range(RESTARTS):
+        wait_for(lambda: at_work(where), process)
+        postgresql("stop", postgresql_server)
+        time.sleep(3)
+        assert postgresql("start", postgresql_server).returncode == 0
+        time.sleep(2)
+    _, errors = process.communicate(timeout=1200)
+    assert process.returncode == 0, errors
+    trials = assert_whole(where, CELLS)
+    assert len(trials) == CELLS, errors
+
+
+STUB = """
+import time
+from skiprec import trainer
+epochs = trainer.Trainer.epochs
+def stub(self):
+    if self.config.learning_rate == 0.002:
+        time.sleep(10_000)
+    if self.config.learning_rate == 0.003:
+        raise RuntimeError("always")
+    return epochs(self)
+trainer.Trainer.epochs = stub
+"""
+
+
+def test_a_trial_that_hangs_and_one_that_always_raises_are_set_aside(data, tmp_path):  # noqa: F811
+    """With their errors; the others go on, and the hung worker is replaced."""
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "sitecustomize.py").write_text(STUB)
+    where = places(tmp_path / "mlruns", None, None)
+    text = RECIPE.replace("[0.001, 0.01]", "[0.001, 0.002, 0.003]").replace(
+        "[settings]", "max_seconds = 20.0\nmax_attempts = 1\n[settings]"
+    )
+    path = os.pathsep.join([str(tmp_path / "stub"), os.environ.get("PYTHONPATH", "")])
+    process = start(where, data, tmp_path, text, PYTHONPATH=path)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    trials = assert_whole(where, 6, set_aside=4)
+    failed = collections.Counter(t.user_attrs["error"] for t in trials if t.state == TrialState.FAIL)
+    assert failed == {
+        "took longer than the 20 s that an attempt may take (max_seconds)": 2,
+        "RuntimeError: always": 2,
+    }
+    status = run(tmp_path, "study", "status", *at(where))
+    assert "took longer than the 20 s" in status.stdout
+
+
+def test_a_worker_that_joins_from_elsewhere_is_told_to_stop_and_gives_its_cell_back(where, data, tmp_path):  # noqa: F811
+    """SIGTERM: out in under 10 s; the cell goes on from its last epoch in the others' hands."""
+    shared = tmp_path / "shared"
+    (tmp_path / "tiny.toml").write_text(LONG)
+    arguments = ("study", "run", "tiny.toml", "--data", data, "--workers", 1, "--device", "cpu", *at(where))
+    process = subprocess.Popen(
+        command(*arguments, "--checkpoint-dir", shared), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: at_work(where), process)
+    (study,) = optuna.get_all_study_names(open_storage(where))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    joined = subprocess.Popen(
+        command("study", "worker", study, *at(where), "--checkpoint-dir", shared, "--device", "cpu"), cwd=elsewhere
+    )
+
+    def its_own():
+        return [t for t in at_work(where) if t.user_attrs["worker"].endswith(f":{joined.pid}")]
+
+    (trial,) = wait_for(its_own, process)
+    told = time.monotonic()
+    joined.send_signal(signal.SIGTERM)
+    assert joined.wait(timeout=60) == 0
+    assert time.monotonic() - told < 10
+    _, errors = process.communicate(timeout=1200)
+    assert process.returncode == 0, errors
+    trials = assert_whole(where, CELLS)
+    assert trials[trial.number].user_attrs["interrupted"]
+    after = next(t for t in trials[trial.number + 1 :] if t.user_attrs["cell"] == trial.user_attrs["cell"])
+    assert after.user_attrs["resumed_from"] >= 1
