@@ -199,6 +199,29 @@ def status(
 
 
 @app.command()
+def doctor(
+    name: Name = None,
+    mlruns: Mlruns = Path("mlruns"),
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+    checkpoint_dir: CheckpointDir = None,
+) -> None:
+    """Try all that a study needs: databases, tracker, folders, clock, versions, data. Exit code 1 if one is wrong.
+
+    Example: study doctor --storage postgresql+psycopg://me@host/optuna --tracking-uri http://host:5000
+    """
+    from study.doctor import examine
+    from study.storage import places
+
+    is_well = True
+    for finding in examine(places(mlruns, storage, tracking_uri, checkpoint_dir), name):
+        print(finding, flush=True)
+        is_well = is_well and finding.is_well
+    if not is_well:
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(
     out: Annotated[Path, typer.Option(help="The folder to make.")],
     name: Name = None,

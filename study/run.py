@@ -26,7 +26,16 @@ from study.cells import BEST_SO_FAR, Cell, Progress, plan, planned_cells, refill
 from study.crew import Crew
 from study.reaper import reap
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
-from study.storage import Places, claim_lock, database_errors, open_storage, open_study, places, run_lock
+from study.storage import (
+    Places,
+    claim_lock,
+    database_errors,
+    open_storage,
+    open_study,
+    places,
+    refuse_other_version,
+    run_lock,
+)
 from study.storage import make_schema as make_study_schema
 from study.tracking import close_orphans, end_run, git_commit, log_dataset, open_experiment, open_tracker, reopen_run
 from study.tracking import make_schema as make_tracking_schema
@@ -175,6 +184,7 @@ def create(where: Places, making: Making, workers: int, device: str) -> optuna.S
     make_tracking_schema(where)
     name, dataset = making.name, making.dataset
     study = optuna.create_study(study_name=name, storage=open_storage(where), direction="maximize", load_if_exists=True)
+    refuse_other_version(study)
     attrs = study.user_attrs
     told = json.loads(json.dumps(dataclasses.asdict(making.recipe)))
     if "cells" in attrs:  # which is written last

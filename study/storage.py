@@ -16,7 +16,8 @@ from mlflow.exceptions import MlflowException
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 
-from skiprec.errors import StudyError
+from skiprec import __version__
+from skiprec.errors import ConfigError, StudyError
 from skiprec.files import sync_folder, writing_to
 from study.patience import PatientStorage, patiently
 
@@ -373,4 +374,20 @@ def open_study(where: Places, name: str | None) -> optuna.Study:
     if name is None or name not in names:
         found = f"found {', '.join(names) or 'none'}"
         raise StudyError(f"no study named '{name}', {found}" if name else f"name a study, {found}")
-    return optuna.load_study(study_name=name, storage=storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    refuse_other_version(study)
+    return study
+
+
+def refuse_other_version(study: optuna.Study) -> None:
+    """Refuse a study that another version of this program made: what it says of itself may mean something else there.
+
+    Raises:
+        ConfigError: With both versions.
+    """
+    made_with = study.user_attrs.get("versions", {}).get("skiprec", __version__)
+    if made_with.split(".")[:2] != __version__.split(".")[:2]:
+        raise ConfigError(
+            f"study {study.study_name} was made by skiprec {made_with}, this is {__version__}: use that for it, "
+            "or make another study, with another --name"
+        )

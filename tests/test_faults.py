@@ -1,4 +1,4 @@
-"""Studies whose workers are killed, hang or are told to stop, and whose server is restarted: real processes and signals.
+"""Studies whose workers are killed, hang or are told to stop, and whose server is restarted: real processes.
 
 In a short form; SKIPREC_FAULTS=full has 128 cells, 8 workers, 30 kills and 5 restarts.
 """
