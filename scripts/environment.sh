@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by test.sh and demo.sh: makes .venv in the repository and installs into it, unless that was done already.
 # Usage: . scripts/environment.sh [EXTRA]     EXTRA: an optional group of pyproject.toml, such as "test".
 

@@ -35,7 +35,10 @@ def main() -> None:
 def run_study(
     recipe: Annotated[str, typer.Argument(help=RECIPES)],
     data: Annotated[Path, typer.Option(help="A dataset folder, made by `skiprec prepare`.")],
-    workers: Annotated[int, typer.Option(help="Processes; the cores are divided among them.")] = 1,
+    workers: Annotated[
+        int, typer.Option(help="Processes; the cores are divided among them. 0: make it, for workers elsewhere.")
+    ] = 1,
+    threads: Annotated[int | None, typer.Option(help="Of each worker, if not the cores by the workers.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the study, if not the recipe's and the data's.")] = None,
     mlruns: Mlruns = Path("mlruns"),
     storage: Storage = None,
@@ -53,7 +56,7 @@ def run_study(
     from study.run import launch
 
     places = {"mlruns": mlruns, "storage": storage, "tracking_uri": tracking_uri, "checkpoint_dir": checkpoint_dir}
-    options = {"workers": workers, "name": name, "grace_seconds": grace_seconds, "device": device}
+    options = {"workers": workers, "threads": threads, "name": name, "grace_seconds": grace_seconds, "device": device}
     try:
         handle = launch(recipe, data, **places, **options)
     except KeyboardInterrupt:
@@ -61,6 +64,9 @@ def run_study(
         raise typer.Exit(130) from None
     stage = handle.progress()
     print(f"study {handle.name}: {stage.complete} of {stage.planned} cells complete, {stage.failed} failed")
+    if not stage.is_finished:
+        print(f"next: study worker {handle.name}, wherever these databases and the data can be reached; study status")
+        return
     print(
         f"next: study confirm {handle.name} --workers {workers}, study report {handle.name} --out report, or study ui"
     )

@@ -58,6 +58,8 @@ class Making:
     """In MLflow, if it is not the study's own."""
     grace_seconds: float = 120.0
     """How long a worker may be silent before its cell is given to another one."""
+    threads: int | None = None
+    """Of each worker; the machine's cores divided among them if None."""
     splits: tuple[Split, ...] = ("val",)
     """Those that its runs are measured on."""
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -101,6 +103,7 @@ def launch(
     data: str | Path,
     *,
     workers: int = 1,
+    threads: int | None = None,
     name: str | None = None,
     mlruns: str | Path = "mlruns",
     storage: str | None = None,
@@ -115,7 +118,9 @@ def launch(
     Args:
         recipe: The name of a shipped one, a TOML file, or a Recipe.
         data: A dataset folder.
-        workers: Processes; the machine's cores are divided among them when the study is made.
+        workers: Processes here; 0 makes the study for workers elsewhere, and returns.
+        threads: Of each worker, everywhere; by default this machine's cores are divided among them. Results depend
+            on it, so it is kept from when the study is made.
         name: Of the study; by default the recipe's and the first 8 digits of the dataset's digest.
         mlruns: The folder of the default databases, artifacts and resume points.
         storage: Optuna's database, as SQLAlchemy writes it.
@@ -136,13 +141,17 @@ def launch(
     if isinstance(recipe, str):
         recipe = load_recipe(recipe)
     check_equal_chances(recipe)
-    if workers < 1:
-        raise StudyError(f"--workers is {workers}, expected at least 1")
+    if workers < 0 or (threads is not None and threads < 1):
+        raise StudyError(f"--workers is {workers} and --threads {threads}, expected at least 0 and 1")
     dataset = load_dataset(data)
     if grace_seconds <= 0:
         raise StudyError(f"--grace-seconds is {grace_seconds}, expected above 0")
     making = Making(
-        name=name or f"{recipe.name}-{dataset.digest[:8]}", recipe=recipe, dataset=dataset, grace_seconds=grace_seconds
+        name=name or f"{recipe.name}-{dataset.digest[:8]}",
+        recipe=recipe,
+        dataset=dataset,
+        grace_seconds=grace_seconds,
+        threads=threads,
     )
     where = places(Path(mlruns), storage, tracking_uri, Path(checkpoint_dir) if checkpoint_dir else None)
     return carry_out(where, making, workers, device, show_progress)
@@ -163,13 +172,15 @@ def carry_out(where: Places, making: Making, workers: int, device: str, show_pro
             tidy(where, study)
             with claim_lock(where, making.name):
                 refill(study, planned_cells(study), making.recipe.max_attempts)
-            study.set_user_attr("workers", workers)
-            if not stage_of(study).is_finished:
+            if workers:
+                study.set_user_attr("workers", workers)
+            if workers and not stage_of(study).is_finished:
                 refuse_full_disk(where, making.dataset, study, workers)
                 supervise(where, study, workers, device, show_progress)
         finally:
             tidy(where, study)
-            end_run(client, parent, "FINISHED" if stage_of(study).is_finished else "KILLED")
+            if workers or stage_of(study).is_finished:  # or it goes on elsewhere, and who finishes it says so
+                end_run(client, parent, "FINISHED" if stage_of(study).is_finished else "KILLED")
     return StudyHandle(making.name, where)
 
 
@@ -195,7 +206,7 @@ def create(where: Places, making: Making, workers: int, device: str) -> optuna.S
             raise StudyError(f"study {name} was made differently: {'; '.join(differs)}. Give this one another --name")
         study.set_user_attr("dataset", str(dataset.path.resolve()))  # the same data may have moved
         return study
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = making.threads or max(1, (os.cpu_count() or 1) // max(1, workers))
     chosen = settle(device, threads)
     client = open_tracker(where)
     experiment_id, parent = open_experiment(client, where, making.experiment or name, name)

@@ -24,7 +24,7 @@ from study.reaper import reap, worker_name
 from study.sampler import WithinArm
 from study.space import Recipe
 from study.storage import Places, claim_lock, database_errors, open_storage, open_study
-from study.tracking import git_commit, open_tracker
+from study.tracking import end_run, git_commit, open_tracker
 
 IDLE_SECONDS = 2.0
 """Between two looks of a worker that has nothing to do while others still have."""
@@ -77,7 +77,9 @@ def work(where: Places, name: str, device: str, parent: int | None = None) -> No
             trial = queue.claim()
             if trial is not None:
                 at_work(place, trial, beats, grace)
-            elif stage_of(study).running == 0:
+            elif (stage := stage_of(study)).running == 0:
+                if stage.is_finished:
+                    end_run(place.client, place.about["parent_run"], "FINISHED")
                 return
             else:  # the cell of a worker that dies is to be taken up
                 reap(study, beats, place.exclusively, now=datetime.now())
