@@ -7,6 +7,7 @@ has a COMPLETE trial, or was set aside after its last attempt.
 import dataclasses
 import itertools
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -116,13 +117,13 @@ class Queue:
         self.exclusively = exclusively
         self._listed: deque[int] = deque()
 
-    def claim(self) -> optuna.Trial | None:
-        """Take the next waiting trial, or None where there is none.
+    def claim(self, is_allowed: Callable[[], bool] = lambda: True) -> optuna.Trial | None:
+        """Take the next waiting trial, or None where there is none, or none is allowed.
 
         Not `study.ask`: where the queue has run empty, that makes a trial which belongs to no cell.
         """
         with self.exclusively:
-            while self._listed or self._list():
+            while is_allowed() and (self._listed or self._list()):
                 trial_id = self._listed.popleft()
                 with suppress(UpdateFinishedTrialError):  # claimed and finished by another since it was listed
                     if self.study._storage.set_trial_state_values(trial_id, state=TrialState.RUNNING):

@@ -47,23 +47,30 @@ def run_study(
     grace_seconds: Annotated[
         float, typer.Option(help="How long a worker may be silent before its cell goes to another one.")
     ] = 120.0,
+    budget: Annotated[str | None, typer.Option(help="Stop after so long, such as 45m, 2h or 1h30m.")] = None,
+    max_cells: Annotated[int | None, typer.Option(help="Stop after so many more cells.")] = None,
     device: Device = "auto",
 ) -> None:
     """Create a study, or go on with it, until every cell is done. Ctrl-C stops; the same command continues.
 
     Example: study run demo --data data/mssd --workers 2
     """
+    from study.allowance import seconds
     from study.run import launch
 
     places = {"mlruns": mlruns, "storage": storage, "tracking_uri": tracking_uri, "checkpoint_dir": checkpoint_dir}
     options = {"workers": workers, "threads": threads, "name": name, "grace_seconds": grace_seconds, "device": device}
+    limits = {"max_cells": max_cells, "budget_seconds": seconds(budget) if budget else None}
     try:
-        handle = launch(recipe, data, **places, **options)
+        handle = launch(recipe, data, **places, **options, **limits)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with it", file=sys.stderr)
         raise typer.Exit(130) from None
     stage = handle.progress()
     print(f"study {handle.name}: {stage.complete} of {stage.planned} cells complete, {stage.failed} failed")
+    if not stage.is_finished and workers:
+        print("the rest waits; the same command goes on with it, without --budget and --max-cells to the end")
+        return
     if not stage.is_finished:
         print(f"next: study worker {handle.name}, wherever these databases and the data can be reached; study status")
         return

@@ -22,6 +22,7 @@ from skiprec.device import settle
 from skiprec.errors import OutputError, StudyError
 from skiprec.evaluation import Evaluator
 from skiprec.run import environment
+from study.allowance import allow, allowance_of, as_of_now
 from study.cells import BEST_SO_FAR, Cell, Progress, plan, planned_cells, refill, stage_of
 from study.crew import Crew
 from study.reaper import reap
@@ -110,6 +111,8 @@ def launch(
     tracking_uri: str | None = None,
     checkpoint_dir: str | Path | None = None,
     grace_seconds: float = 120.0,
+    max_cells: int | None = None,
+    budget_seconds: float | None = None,
     device: str = "auto",
     show_progress: bool = True,
 ) -> StudyHandle:
@@ -127,6 +130,8 @@ def launch(
         tracking_uri: MLflow's database or server.
         checkpoint_dir: Of the resume points, if not in mlruns: a folder that all machines share.
         grace_seconds: How long a worker may be silent before its cell is given to another one.
+        max_cells: That may be begun before this returns; all if None.
+        budget_seconds: After which cells are given back, and this returns.
         device: "auto", "cpu", "cuda" or "cuda:N".
         show_progress: A tqdm bar over cells; where the output is no terminal, a line when more of them are done.
 
@@ -154,11 +159,19 @@ def launch(
         threads=threads,
     )
     where = places(Path(mlruns), storage, tracking_uri, Path(checkpoint_dir) if checkpoint_dir else None)
-    return carry_out(where, making, workers, device, show_progress)
+    return carry_out(where, making, workers, device, show_progress, max_cells, budget_seconds)
 
 
-def carry_out(where: Places, making: Making, workers: int, device: str, show_progress: bool) -> StudyHandle:
-    """Make a study, or go on with it, until every cell is done.
+def carry_out(
+    where: Places,
+    making: Making,
+    workers: int,
+    device: str,
+    show_progress: bool,
+    max_cells: int | None = None,
+    budget_seconds: float | None = None,
+) -> StudyHandle:
+    """Make a study, or go on with it, until every cell is done or the allowance is spent.
 
     Raises:
         StudyError: If the name belongs to another recipe or other data, someone else runs it, or a worker failed.
@@ -172,6 +185,7 @@ def carry_out(where: Places, making: Making, workers: int, device: str, show_pro
             tidy(where, study)
             with claim_lock(where, making.name):
                 refill(study, planned_cells(study), making.recipe.max_attempts)
+            allow(study, max_cells=max_cells, budget_seconds=budget_seconds, now=as_of_now())
             if workers:
                 study.set_user_attr("workers", workers)
             if workers and not stage_of(study).is_finished:
@@ -315,7 +329,7 @@ def supervise(where: Places, study: optuna.Study, workers: int, device: str, sho
         crew.stop()
         signal.signal(signal.SIGTERM, earlier)
     stage = stage_of(study)
-    if crew.failed or not stage.is_finished:
+    if crew.failed or not (stage.is_finished or allowance_of(study).is_spent(study, as_of_now())):
         raise StudyError(
             f"study {study.study_name}: {crew.failed} of {workers} workers ended with an error (shown above), "
             f"{stage.planned - stage.complete - stage.failed} of {stage.planned} cells are not done; "

@@ -17,6 +17,7 @@ from skiprec.dataset import load_dataset
 from skiprec.device import settle
 from skiprec.errors import StudyError, TrainingStopped
 from skiprec.evaluation import Evaluator
+from study.allowance import Allowance, allowance_of, as_of_now
 from study.cells import Queue, stage_of
 from study.heartbeat import beating
 from study.objective import Workplace, attempt, give_up
@@ -35,6 +36,8 @@ BEATS_PER_GRACE = 8
 class StopFlag:
     """Turned on by SIGTERM, by SIGINT, or when the process that started this one is gone; asked between two steps.
 
+    Also when the study's time is over.
+
     Args:
         parent: The number of that process; None for a worker that outlives the shell that it was started from.
     """
@@ -42,6 +45,7 @@ class StopFlag:
     def __init__(self, parent: int | None) -> None:
         self.is_set = False
         self.parent = parent
+        self.allowance = Allowance()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._set)
 
@@ -49,7 +53,8 @@ class StopFlag:
         self.is_set = True
 
     def __call__(self) -> bool:
-        return self.is_set or (self.parent is not None and os.getppid() != self.parent)
+        is_alone = self.parent is not None and os.getppid() != self.parent
+        return self.is_set or is_alone or self.allowance.is_over(as_of_now())
 
 
 def work(where: Places, name: str, device: str, parent: int | None = None) -> None:
@@ -74,7 +79,8 @@ def work(where: Places, name: str, device: str, parent: int | None = None) -> No
         beats = open_storage(where, grace)
         queue = Queue(study, place.exclusively)
         while not should_stop():
-            trial = queue.claim()
+            should_stop.allowance = allowance_of(study)
+            trial = queue.claim(lambda: not should_stop.allowance.is_spent(study, as_of_now()))
             if trial is not None:
                 at_work(place, trial, beats, grace)
             elif (stage := stage_of(study)).running == 0:
