@@ -153,11 +153,18 @@ class Progress:
     waiting: int
     failed: int
     """Set aside after their last attempt."""
+    pruned: int = 0
+    """Ended early, behind the others of their arm."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether every cell is complete or set aside."""
-        return self.complete + self.failed == self.planned
+        """Whether nothing is left to be done."""
+        return self.ended == self.planned
+
+    @property
+    def ended(self) -> int:
+        """Cells that are complete, set aside or pruned."""
+        return self.complete + self.failed + self.pruned
 
 
 def finish(study: optuna.Study, trial_id: int, state: TrialState, value: float | None = None) -> bool:
@@ -206,7 +213,9 @@ def progress(trials: list[FrozenTrial], cells: list[Cell], max_attempts: int) ->
     """Count the planned cells by where they stand."""
     by_cell = attempts(trials)
     counts = Counter(cell_status(by_cell.get(cell.id, []), max_attempts) for cell in cells)
-    return Progress(len(cells), counts["complete"], counts["running"], counts["waiting"], counts["set aside"])
+    return Progress(
+        len(cells), counts["complete"], counts["running"], counts["waiting"], counts["set aside"], counts["pruned"]
+    )
 
 
 def stage_of(study: optuna.Study) -> Progress:

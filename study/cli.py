@@ -67,7 +67,10 @@ def run_study(
         print("stopped; the same command goes on with it", file=sys.stderr)
         raise typer.Exit(130) from None
     stage = handle.progress()
-    print(f"study {handle.name}: {stage.complete} of {stage.planned} cells complete, {stage.failed} failed")
+    print(
+        f"study {handle.name}: {stage.complete} of {stage.planned} cells complete, {stage.failed} failed"
+        + (f", {stage.pruned} pruned" if stage.pruned else "")
+    )
     if not stage.is_finished and workers:
         print("the rest waits; the same command goes on with it, without --budget and --max-cells to the end")
         return

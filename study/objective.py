@@ -23,6 +23,7 @@ from skiprec.evaluation import Evaluator
 from skiprec.run import RESUME, Run, read_record
 from skiprec.trainer import SELECTED_BY, TrainConfig
 from study.cells import BEST_SO_FAR, SEED_STEP, Cell, cell_id, enqueue, finish, is_failure
+from study.pruning import is_behind
 from study.space import Recipe, configuration, experiment, suggest
 from study.storage import DATABASE_ERRORS
 from study.tracking import MLflowTracker
@@ -79,6 +80,10 @@ def attempt(place: Workplace, trial: optuna.Trial) -> None:
     except UpdateFinishedTrialError:  # this worker was taken for dead, and the cell given to another one
         if tracker is not None:
             tracker.end("KILLED")
+    except optuna.TrialPruned:
+        tracker.end("KILLED")
+        if finish(place.study, trial._trial_id, TrialState.PRUNED):
+            shutil.rmtree(folder_of(place, trial).parent)
     except (TrainingStopped, OutputError, *DATABASE_ERRORS) as stop:  # not the cell's fault
         give_up(place, trial, tracker, str(stop), status="KILLED", again=True, interrupted=True)
         raise
@@ -139,6 +144,8 @@ def train(place: Workplace, trial: optuna.Trial, config: TrainConfig, tracker: M
         trial.report(past.metrics[SELECTED_BY], past.epoch)
     for result in run.epochs():
         trial.report(result.metrics[SELECTED_BY], result.epoch)
+        if is_behind(place.recipe, place.study, trial.number):
+            raise optuna.TrialPruned(f"below the median of its arm at epoch {result.epoch}")
     metrics = run.finish(place.splits)
     record = read_record(folder)
     # In one: each attribute is a transaction.

@@ -290,7 +290,7 @@ def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, worke
     weights = 4 * dim * (dataset.n_items + 2 + 10 * dim)  # float32; the blocks hold some 9 dim^2
     stage = stage_of(study)
     # A checkpoint a cell, and for each at work its best, weights and two moments; with room for the databases.
-    needed = (stage.planned - stage.complete - stage.failed + 5 * workers) * weights + 20_000_000
+    needed = (stage.planned - stage.ended + 5 * workers) * weights + 20_000_000
     free = shutil.disk_usage(where.mlruns).free
     if needed > free:
         raise OutputError(
@@ -332,6 +332,6 @@ def supervise(where: Places, study: optuna.Study, workers: int, device: str, sho
     if crew.failed or not (stage.is_finished or allowance_of(study).is_spent(study, as_of_now())):
         raise StudyError(
             f"study {study.study_name}: {crew.failed} of {workers} workers ended with an error (shown above), "
-            f"{stage.planned - stage.complete - stage.failed} of {stage.planned} cells are not done; "
+            f"{stage.planned - stage.ended} of {stage.planned} cells are not done; "
             "run the same command again to go on"
         )

@@ -36,6 +36,8 @@ class Recipe:
     """The question that the study answers, as one sentence."""
     sampler: Literal["exhaustive", "tpe", "random"]
     """Every combination, or points that are proposed one after the other."""
+    pruner: Literal["none", "median"] = "none"
+    """Whether a search ends cells that are below the median of their arm at the same epoch."""
     metric: str = SELECTED_BY
     """What is optimised."""
     cells_per_arm: int = 0
@@ -79,6 +81,11 @@ class Recipe:
             raise ValueError(
                 f"cells_per_arm is {self.cells_per_arm} with sampler '{self.sampler}', expected 0 for exhaustive "
                 "and at least 1 for a search"
+            )
+        if self.pruner != "none" and self.sampler == "exhaustive":
+            raise ValueError(
+                f"pruner is {self.pruner!r} with sampler 'exhaustive', expected 'none': every cell of a grid is "
+                "measured to its end"
             )
         if not 0 < self.worthwhile < 1:
             raise ValueError(f"worthwhile is {self.worthwhile}, expected a difference of hit rates, such as 0.01")

@@ -16,7 +16,7 @@ def describe(study: optuna.Study) -> str:
     stage = progress(trials, cells, about["recipe"]["max_attempts"])
     lines = [
         f"study {study.study_name}: {stage.complete} of {stage.planned} cells complete, {stage.running} running, "
-        f"{stage.waiting} waiting, {stage.failed} failed"
+        f"{stage.waiting} waiting, {stage.failed} failed" + (f", {stage.pruned} pruned" if stage.pruned else "")
     ]
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     if complete:

@@ -69,7 +69,7 @@ def display(name: str, planned: int, show_progress: bool) -> Iterator[Callable[[
         with tqdm(total=planned, desc=name, bar_format=BAR) as bar:
 
             def move(stage: Progress, said: str) -> None:
-                bar.n = stage.complete + stage.failed
+                bar.n = stage.ended
                 bar.set_postfix_str(said)
 
             yield move
@@ -85,7 +85,7 @@ class Lines:
 
     def show(self, stage: Progress, said: str) -> None:
         """Print where the cells stand, if that is new and the last line some seconds old, or they are all done."""
-        done, now = stage.complete + stage.failed, time.monotonic()
+        done, now = stage.ended, time.monotonic()
         if done > self.done and (now - self.shown_at >= LINE_SECONDS or stage.is_finished):
             print(", ".join(filter(None, [f"{done} of {stage.planned} cells", said])), file=sys.stderr, flush=True)
             self.done, self.shown_at = done, now

@@ -409,3 +409,24 @@ def test_a_study_goes_on_with_the_same_data_elsewhere(finished, data, tmp_path):
     again = run(tmp_path, *arguments, "moved")
     assert again.returncode == 0, again.stderr
     assert_whole(tmp_path, planned=4)
+
+
+def test_a_search_that_prunes_is_finished_and_says_what_it_spent(data, tmp_path):
+    """Rates that learn nothing are ended early, after some that do; they count as done, and their epochs as spent."""
+    text = RECIPE.replace('"exhaustive"', '"random"\ncells_per_arm = 10\npruner = "median"')
+    text = text.replace("[0.001, 0.01]", "{ low = 1e-7, high = 0.01, log = true }")
+    text = text.replace("max_epochs = 3", "max_epochs = 6").replace("patience = 2", "patience = 5")
+    (tmp_path / "tiny.toml").write_text(text)
+    done = run(tmp_path, "study", "run", "tiny.toml", "--data", data, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    _, trials = open_study(tmp_path)
+    pruned = [t for t in trials if t.state == TrialState.PRUNED]
+    assert pruned
+    assert {t.state for t in trials} == {TrialState.PRUNED, TrialState.COMPLETE}
+    assert all(3 <= len(t.intermediate_values) < 6 for t in pruned)
+    assert f"{20 - len(pruned)} of 20 cells complete, 0 failed, {len(pruned)} pruned" in done.stdout
+    report = run(tmp_path, "study", "report", "--out", "report")
+    assert report.returncode == 0, report.stderr
+    epochs = sum(len(t.intermediate_values) for t in trials)
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert sum(arm["epochs"] for arm in summary["arms"]) == epochs

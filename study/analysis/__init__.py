@@ -201,7 +201,7 @@ def analyse(
         best=best,
         varying=varying(cells),
         table1=rows,
-        arms=costs(cells, attrs),
+        arms=costs(cells, trials, attrs),
         baselines=baselines,
         importance=importance(cells, trials),
         repeats=same,

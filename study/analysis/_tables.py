@@ -145,11 +145,13 @@ class ArmCost:
     arm: str
     planned: int
     cells: tuple[DoneCell, ...]
+    pruned_epochs: int = 0
+    """Of cells that were ended early: spent like the others."""
 
     @property
     def epochs(self) -> int:
         """Of all cells."""
-        return sum(c.epochs for c in self.cells)
+        return sum(c.epochs for c in self.cells) + self.pruned_epochs
 
     @property
     def train_seconds(self) -> float:
@@ -293,13 +295,20 @@ def failures(trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> tuple[F
     return tuple(found)
 
 
-def costs(cells: Iterable[DoneCell], attrs: Mapping[str, Any]) -> tuple[ArmCost, ...]:
+def costs(cells: Iterable[DoneCell], trials: Iterable[FrozenTrial], attrs: Mapping[str, Any]) -> tuple[ArmCost, ...]:
     """By arm, in the recipe's order."""
     cells = list(cells)
+    pruned = [(t.user_attrs.get("arm"), len(t.intermediate_values)) for t in trials if t.state == TrialState.PRUNED]
     planned = [cell["arm"] for cell in attrs["cells"].values()]
     names = dict.fromkeys([*attrs["recipe"]["arms"], *(c.arm for c in cells)])
     return tuple(
-        ArmCost(arm=name, planned=planned.count(name), cells=tuple(c for c in cells if c.arm == name)) for name in names
+        ArmCost(
+            arm=name,
+            planned=planned.count(name),
+            cells=tuple(c for c in cells if c.arm == name),
+            pruned_epochs=sum(epochs for arm, epochs in pruned if arm == name),
+        )
+        for name in names
     )
 
 
