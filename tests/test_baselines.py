@@ -169,7 +169,7 @@ def test_by_hand(tiny):
     Candidates are outside the whole session: {3, 5, 6}, {6}, {1, 2, 5, 6}. Ranks: 2 has 3 above: 2. 4 ties with 6:
     1.5. 4 has 1 and 2 above and ties with 5 and 6: 4. Session-popular: 2 was played here: 1; the rest as before.
     """
-    found = evaluate_baselines(tiny, Evaluator(tiny, "val"))
+    found = evaluate_baselines(baselines(tiny), Evaluator(tiny, "val"))
     assert found["most popular"]["val/mrr"] == pytest.approx((1 / 2 + 1 / 1.5 + 1 / 4) / 3)
     assert found["session-popular"]["val/mrr"] == pytest.approx((1 + 1 / 1.5 + 1 / 4) / 3)
     assert found["most popular"]["val/repeat/mrr"] == 1 / 2
