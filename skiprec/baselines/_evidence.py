@@ -12,7 +12,8 @@ from skiprec.baselines._lists import distinct
 from skiprec.dataset import Sessions
 from skiprec.randomness import counter_bits
 
-# B sessions at a time, T positions, C candidates a session, R items in the catalogue and padding, N pieces of evidence.
+# B sessions at a time, T positions, C candidates a session, A of these and of the inputs, R items in the catalogue and
+# padding, N pieces of evidence.
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,13 @@ def above_or_equal(in_order: Float[np.ndarray, " n"], target: Float[np.ndarray, 
     return len(in_order) - (np.searchsorted(in_order, target, side="left") + not_above) / 2
 
 
-def with_inputs(asked: Int[Tensor, "B C"], inputs: Sessions) -> Int64[np.ndarray, "B C+T"]:
+def with_inputs(asked: Int[Tensor, "B C"], inputs: Sessions) -> Int64[np.ndarray, "B A"]:
     """What is asked for, and beside it the items of the inputs."""
     return torch.cat([asked.long(), inputs.items], dim=1).cpu().numpy()
 
 
 def scores_and_ranks(
-    above: Float64[np.ndarray, " B"], scores: Float[np.ndarray, "B C+T"], inputs: Sessions
+    above: Float64[np.ndarray, " B"], scores: Float[np.ndarray, "B A"], inputs: Sessions
 ) -> tuple[Float[Tensor, "B C"], Float[Tensor, " B"], Float[Tensor, " B"]]:
     """Scores of what was asked for; ranks of the targets among all items, and among those not in the inputs.
 
