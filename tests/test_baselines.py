@@ -3,20 +3,23 @@
 import functools
 from collections import Counter
 
+import numpy as np
 import pytest
 import slow_baselines
 import torch
 from conftest import dataset_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_prepare import real_logs  # noqa: F401  a fixture
 
 from skiprec.baselines import baselines, evaluate_baselines
 from skiprec.baselines._evidence import ByEvidence
 from skiprec.baselines._last_item import item_knn
 from skiprec.baselines._lists import Incidence
 from skiprec.baselines._session_knn import SessionKnn
-from skiprec.dataset import Dataset, Sessions, training_prefix
+from skiprec.dataset import Dataset, Sessions, load_dataset, training_prefix
 from skiprec.evaluation import CatalogueRanker, Evaluator, Scorer
+from skiprec.prepare import prepare_logs
 
 NAMES = ["random", "most popular", "session-popular", "Markov", "item-kNN", "session-kNN"]
 
@@ -281,3 +284,32 @@ def test_ranks_in_the_catalogue_are_those_of_the_scores_of_it_all(name, log):
 def test_ranks_on_a_small_log_are_those_of_the_definition(name, dataset):
     """120 sessions of 10 to 20 items: more positions, neighbours and evidence than the smallest have."""
     assert_ranks_equal(dataset, baselines(dataset)[name], SLOW[name])
+
+
+@pytest.mark.slow
+@pytest.mark.real_logs
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_session_knn_of_all_real_sessions_is_that_of_the_definition(real_logs, tmp_path, split):  # noqa: F811
+    """By every measure. The catalogue is large: places are made once a session, and counted by numpy."""
+    prepare_logs([real_logs], tmp_path / "data", progress=False)
+    dataset = load_dataset(tmp_path / "data")
+    evaluator = Evaluator(dataset, split)
+    ranks = {name: found.numpy() for name, found in evaluator.ranks(baselines(dataset)["session-kNN"]).items()}
+    sessions = [row[:n] for row, n in zip(dataset.items.tolist(), dataset.lengths.tolist(), strict=True)]
+    prefixes = [items[:-2] for items in sessions]
+    plays = np.bincount(np.concatenate(prefixes), minlength=dataset.n_items + 1)
+    every = np.arange(1, dataset.n_items + 1)
+    for b, (items, asked) in enumerate(zip(sessions, evaluator.asked.numpy(), strict=True)):
+        inputs, target = (items[:-2], items[-2]) if split == "val" else (items[:-1], items[-1])
+        assert asked[0] == target
+        places = slow_baselines.places(slow_baselines.session_knn(prefixes, inputs), plays)
+        others = every[every != target]
+        assert ranks["sampled"][b] == counted(places, target, asked[1:])
+        assert ranks["full"][b] == counted(places, target, others)
+        new = counted(places, target, np.setdiff1d(others, inputs)) if target not in inputs else np.nan
+        np.testing.assert_equal(ranks["full_new"][b], new)
+
+
+def counted(places: np.ndarray, target: int, others: np.ndarray) -> float:
+    """1 + those before the target + half of those beside it."""
+    return 1 + (places[others] > places[target]).sum() + (places[others] == places[target]).sum() / 2
