@@ -286,11 +286,13 @@ class Evaluator:
         self, ranker: CatalogueRanker
     ) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"], dict[str, Float[Tensor, " S"]]]:
         """What `_sampled` and `_full` give, with each session looked at once."""
-        found = []
+        # Not a list of small tensors: one a block would keep the heap from taking up the scores of the next.
+        found = torch.empty(4, len(self.questions.targets), dtype=torch.float64, device=self.asked.device)
         for rows in self._blocks():
             scores, *ranks = ranker.scores_and_ranks(self.questions.inputs.of(rows), self.asked[rows])
-            found.append((*self._among_candidates(scores, rows), *ranks))
-        sampled, losses, among_all, among_new = joined(found)
+            for column, values in zip(found, (*self._among_candidates(scores, rows), *ranks), strict=True):
+                column[rows] = values
+        sampled, losses, among_all, among_new = found
         return sampled, losses, self._full_ranks(among_all, among_new)
 
     def _among_candidates(
