@@ -85,6 +85,7 @@ ALL = (
         environment="recbole",
         most_items=SMALL,
     ),
+    subject("baselines", "all six baselines, a split", "baselines.py", (("evaluate", "baselines"),)),
     subject("train-overhead", "`skiprec train`", "train_overhead.py", OVERHEAD, any_size=False),
     subject("study-overhead", "a trial of a study", "study_overhead.py", OVERHEAD, any_size=False),
 )
@@ -296,6 +297,8 @@ def goals_of(rows: list[dict]) -> list[Goal]:
     ]
     peak_gb = max(peaks) * 2**20 / 1e9 if peaks else None
     goals.append(Goal(f"peak memory at {LARGE:,} items, GB", "at most", 2.8, peak_gb))
+    seconds = value(find(rows, "baselines", "evaluate", "baselines", LARGE), "seconds")
+    goals.append(Goal(f"all six baselines at {LARGE:,} items, seconds a split", "at most", 600, seconds))
     for subject, title, most in (
         ("train-overhead", "`skiprec train` over the bare step loop, validation apart", 1.03),
         ("study-overhead", "a study's time per trial besides training, seconds", 0.3),

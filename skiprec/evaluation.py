@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from skiprec.dataset import Dataset, HeldOut, Sessions, Split, held_out
@@ -47,12 +47,13 @@ class Scorer(Protocol):
 class CatalogueRanker(Protocol):
     """A scorer that knows ranks in the whole catalogue without the scores of it all."""
 
-    def catalogue_ranks(
-        self, inputs: Sessions, targets: Int[Tensor, " B"]
-    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """Ranks of targets among all items, and among those not in the inputs, as `metrics.target_rank` gives them.
+    def scores_and_ranks(
+        self, inputs: Sessions, asked: Int[Tensor, "B C"]
+    ) -> tuple[Float[Tensor, "B C"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Scores of a few items for each session, of which the first one is the target, and the targets' ranks.
 
-        The second one has no meaning where the target is in the inputs.
+        They are among all items, and among those not in the inputs, as `metrics.target_rank` gives them. The second one
+        has no meaning where the target is in the inputs.
         """
 
 
@@ -132,14 +133,21 @@ def rejected_candidates(key: int, rows: np.ndarray, sessions: np.ndarray, n_item
     while again.any():
         bits = counter_bits(derive_seed(key, attempt), slots[again])
         chosen[again] = 1 + (bits % np.uint64(n_items)).astype(np.int64)
-        both = np.concatenate([sessions, chosen], axis=1)
-        order = both.argsort(axis=1, kind="stable")  # stable: of equal items the session's, then the first, stays
-        ordered = np.take_along_axis(both, order, axis=1)
-        is_repeat = np.zeros(both.shape, dtype=bool)
-        np.put_along_axis(is_repeat, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
-        again = is_repeat[:, sessions.shape[1] :]
+        left = again.any(1)
+        again[left] = repeats(np.concatenate([sessions[left], chosen[left]], axis=1))[:, sessions.shape[1] :]
         attempt += 1
     return chosen.astype(np.int32)
+
+
+def repeats(items: Int64[np.ndarray, "B W"]) -> Bool[np.ndarray, "B W"]:
+    """Where an item of a row stands for the second time or later. Items are below 2^40, W below 2^23."""
+    bits = int(items.shape[1]).bit_length()
+    # Sorted as one number with its place, which is several times faster than finding a stable order.
+    ordered = np.sort((items << bits) | np.arange(items.shape[1]), axis=1)
+    rows, columns = np.nonzero((ordered[:, 1:] >> bits) == (ordered[:, :-1] >> bits))
+    is_repeat = np.zeros(items.shape, dtype=bool)
+    is_repeat[rows, ordered[rows, columns + 1] & ((1 << bits) - 1)] = True
+    return is_repeat
 
 
 class Evaluator:
@@ -190,6 +198,15 @@ class Evaluator:
             TrainingDiverged: If a score is NaN.
         """
         return self.metrics(self._full(scorer), self.groups())
+
+    def sampled_and_full(self, scorer: Scorer) -> dict[str, float]:
+        """What `sampled` and `full` give.
+
+        Raises:
+            TrainingDiverged: If a score is NaN.
+        """
+        ranks, losses = self._ranks(scorer)
+        return self.metrics(ranks, self.groups()) | self._nll(losses)
 
     def ranks(self, scorer: Scorer) -> dict[str, Float[Tensor, " S"]]:
         """The rank of every target that is asked about, by the name of the measure; NaN where a measure does not ask.
@@ -243,8 +260,11 @@ class Evaluator:
 
     def _ranks(self, scorer: Scorer) -> tuple[dict[str, Float[Tensor, " S"]], Float[Tensor, " S"]]:
         """Ranks by measure, NaN where one does not ask, and losses of all targets in nats."""
-        sampled, losses = self._sampled(scorer)
-        ranks = {"sampled": sampled} | self._full(scorer)
+        if isinstance(scorer, CatalogueRanker):
+            sampled, losses, full = self._at_once(scorer)
+        else:
+            (sampled, losses), full = self._sampled(scorer), self._full(scorer)
+        ranks = {"sampled": sampled} | full
         return {measure: rank.masked_fill(~self.is_asked, torch.nan) for measure, rank in ranks.items()}, losses
 
     def _nll(self, losses: Float[Tensor, " S"]) -> dict[str, float]:
@@ -252,34 +272,54 @@ class Evaluator:
 
     def _sampled(self, scorer: Scorer) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
         """Ranks, and losses in nats."""
-        ranks, losses = [], []
+        found = []
         for rows in self._blocks():
             scores = scorer.candidate_scores(self.questions.inputs.of(rows), self.asked[rows].long())
-            scores[:, 1:].masked_fill_(~self.is_candidate[rows], -torch.inf)
-            ranks.append(self._rank(scores[:, 0], scores[:, 1:]))
-            losses.append((scores.logsumexp(1) - scores[:, 0]).double())
-        return torch.cat(ranks), torch.cat(losses)
+            found.append(self._among_candidates(scores, rows))
+        return joined(found)
 
     def _full(self, scorer: Scorer) -> dict[str, Float[Tensor, " S"]]:
         """Ranks in the whole catalogue, and of new targets (else NaN) among what is not in the inputs."""
-        ranks, new_ranks = [], []
+        return self._full_ranks(*joined([self._in_catalogue(scorer, rows) for rows in self._blocks()]))
+
+    def _at_once(
+        self, ranker: CatalogueRanker
+    ) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"], dict[str, Float[Tensor, " S"]]]:
+        """What `_sampled` and `_full` give, with each session looked at once."""
+        # Not a list of small tensors: one a block would keep the heap from taking up the scores of the next.
+        found = torch.empty(4, len(self.questions.targets), dtype=torch.float64, device=self.asked.device)
         for rows in self._blocks():
-            inputs = self.questions.inputs.of(rows)
-            if isinstance(scorer, CatalogueRanker):
-                among_all, among_new = scorer.catalogue_ranks(inputs, self.questions.targets[rows])
-                ranks.append(among_all)
-                new_ranks.append(among_new)
-                continue
-            scores = scorer.catalogue_scores(inputs)
-            targets = self.questions.targets[rows, None]
-            target_scores = scores.gather(1, targets).squeeze(1)
-            scores = scores.scatter(1, targets, -torch.inf)  # a target is no candidate of its own
-            scores[:, PADDING] = -torch.inf
-            ranks.append(self._rank(target_scores, scores))
-            scores = scores.scatter(1, inputs.items, -torch.inf)
-            new_ranks.append(self._rank(target_scores, scores))
-        new = torch.cat(new_ranks).masked_fill(self.questions.target_repeated, torch.nan)
-        return {"full": torch.cat(ranks), "full_new": new}
+            scores, *ranks = ranker.scores_and_ranks(self.questions.inputs.of(rows), self.asked[rows])
+            for column, values in zip(found, (*self._among_candidates(scores, rows), *ranks), strict=True):
+                column[rows] = values
+        sampled, losses, among_all, among_new = found
+        return sampled, losses, self._full_ranks(among_all, among_new)
+
+    def _among_candidates(
+        self, scores: Float[Tensor, "B C"], rows: slice
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Ranks and losses from the scores of the targets and their candidates."""
+        scores[:, 1:].masked_fill_(~self.is_candidate[rows], -torch.inf)
+        return self._rank(scores[:, 0], scores[:, 1:]), (scores.logsumexp(1) - scores[:, 0]).double()
+
+    def _in_catalogue(self, scorer: Scorer, rows: slice) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Ranks among all items, and among those not in the inputs."""
+        inputs, targets = self.questions.inputs.of(rows), self.questions.targets[rows, None]
+        if isinstance(scorer, CatalogueRanker):
+            _, among_all, among_new = scorer.scores_and_ranks(inputs, targets)
+            return among_all, among_new
+        scores = scorer.catalogue_scores(inputs)
+        target_scores = scores.gather(1, targets).squeeze(1)
+        scores = scores.scatter(1, targets, -torch.inf)  # a target is no candidate of its own
+        scores[:, PADDING] = -torch.inf
+        among_all = self._rank(target_scores, scores)
+        return among_all, self._rank(target_scores, scores.scatter(1, inputs.items, -torch.inf))
+
+    def _full_ranks(
+        self, among_all: Float[Tensor, " S"], among_new: Float[Tensor, " S"]
+    ) -> dict[str, Float[Tensor, " S"]]:
+        """By measure; a target that is not new has no rank among new items."""
+        return {"full": among_all, "full_new": among_new.masked_fill(self.questions.target_repeated, torch.nan)}
 
     def _blocks(self) -> Iterator[slice]:
         return slices(len(self.questions.targets), SESSIONS_AT_A_TIME)
@@ -330,6 +370,11 @@ def metric_names(names: Sequence[str]) -> list[str]:
             parts[i] = next(free for n in count(1) if (free := part if n == 1 else f"{part}_{n}") not in taken)
             taken.add(parts[i])
     return parts
+
+
+def joined(blocks: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Of blocks of several columns each, the columns as a whole."""
+    return tuple(torch.cat(column) for column in zip(*blocks, strict=True))
 
 
 def slices(n: int, size: int) -> Iterator[slice]:

@@ -16,7 +16,7 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
-from skiprec.baselines import evaluate_baselines
+from skiprec.baselines import baselines, evaluate_baselines
 from skiprec.dataset import Dataset, Split, load_dataset
 from skiprec.device import settle
 from skiprec.errors import OutputError, StudyError
@@ -255,10 +255,11 @@ def baseline_metrics(dataset: Dataset, making: Making, device: torch.device) -> 
     arms = making.recipe.arms
     targets = {arm_settings(making.recipe, arm).get("only_targets", "all") for arm in arms}
     only = "heard" if targets == {"heard"} else "all"
+    scorers = baselines(dataset)
     metrics: dict[str, dict[str, float]] = {}
     for split in making.splits:
         evaluator = Evaluator(dataset, split, device, only_targets=only)
-        for name, values in evaluate_baselines(dataset, evaluator).items():
+        for name, values in evaluate_baselines(scorers, evaluator).items():
             metrics[name] = metrics.get(name, {}) | values
     return metrics
 

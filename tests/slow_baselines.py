@@ -58,13 +58,14 @@ def session_knn(
     weight = {}
     for position, item in enumerate(inputs, start=1):
         weight[item] = Fraction(position, length)  # of a repeated item the last
-    sharing = [number for number, prefix in enumerate(prefixes) if set(prefix) & set(inputs)]
+    here = set(inputs)
+    sharing = [number for number, prefix in enumerate(prefixes) if not here.isdisjoint(prefix)]
     sample = sharing[-sample_size:]
     neighbours = []
     for number in sample:
         items = set(prefixes[number])
-        if not items <= set(inputs):
-            neighbours.append((sum(weight[item] for item in items & set(inputs)), number))
+        if not items <= here:
+            neighbours.append((sum(weight[item] for item in items & here), number))
     neighbours = sorted(neighbours, reverse=True)[:k]
     scores: dict[int, Fraction] = {}
     for similarity, number in neighbours:
@@ -72,6 +73,15 @@ def session_knn(
         for item in set(prefixes[number]):
             scores[item] = scores.get(item, Fraction(0)) + similarity / step
     return scores
+
+
+def places(evidence: dict[int, float], plays: np.ndarray) -> np.ndarray:
+    """Of each item a number that is higher the earlier it comes; equal ones come together."""
+    order = {value: number for number, value in enumerate(sorted(set(evidence.values())))}
+    found = plays - plays.max() - 1
+    for item, value in evidence.items():
+        found[item] = order[value]
+    return found
 
 
 def rank(evidence: dict[int, float], plays: Counter, target: int, candidates: list[int]) -> float:

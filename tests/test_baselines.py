@@ -2,22 +2,24 @@
 
 import functools
 from collections import Counter
-from unittest.mock import patch
 
+import numpy as np
 import pytest
 import slow_baselines
 import torch
 from conftest import dataset_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_prepare import real_logs  # noqa: F401  a fixture
 
-from skiprec.baselines import _last_item, baselines, evaluate_baselines
+from skiprec.baselines import baselines, evaluate_baselines
 from skiprec.baselines._evidence import ByEvidence
 from skiprec.baselines._last_item import item_knn
 from skiprec.baselines._lists import Incidence
 from skiprec.baselines._session_knn import SessionKnn
-from skiprec.dataset import Dataset, Sessions, training_prefix
+from skiprec.dataset import Dataset, Sessions, load_dataset, training_prefix
 from skiprec.evaluation import CatalogueRanker, Evaluator, Scorer
+from skiprec.prepare import prepare_logs
 
 NAMES = ["random", "most popular", "session-popular", "Markov", "item-kNN", "session-kNN"]
 
@@ -169,7 +171,7 @@ def test_by_hand(tiny):
     Candidates are outside the whole session: {3, 5, 6}, {6}, {1, 2, 5, 6}. Ranks: 2 has 3 above: 2. 4 ties with 6:
     1.5. 4 has 1 and 2 above and ties with 5 and 6: 4. Session-popular: 2 was played here: 1; the rest as before.
     """
-    found = evaluate_baselines(tiny, Evaluator(tiny, "val"))
+    found = evaluate_baselines(baselines(tiny), Evaluator(tiny, "val"))
     assert found["most popular"]["val/mrr"] == pytest.approx((1 / 2 + 1 / 1.5 + 1 / 4) / 3)
     assert found["session-popular"]["val/mrr"] == pytest.approx((1 + 1 / 1.5 + 1 / 4) / 3)
     assert found["most popular"]["val/repeat/mrr"] == 1 / 2
@@ -240,11 +242,10 @@ def test_ranks_are_those_of_the_definition(name, log):
 
 
 @settings(deadline=None, max_examples=50)
-@given(log=logs(), k=st.integers(1, 4), pairs_at_a_time=st.integers(1, 40))
-def test_item_knn_keeps_the_nearest_however_many_pairs_are_counted_at_once(log, k, pairs_at_a_time):
+@given(log=logs(), k=st.integers(1, 4))
+def test_item_knn_keeps_the_nearest(log, k):
     dataset = of_log(log)
-    with patch.object(_last_item, "PAIRS_AT_A_TIME", pairs_at_a_time):
-        fast = item_knn(Incidence.of(training_prefix(dataset), dataset.n_items), k=k)
+    fast = item_knn(Incidence.of(training_prefix(dataset), dataset.n_items), k=k)
     assert_ranks_equal(dataset, ByEvidence(dataset.plays, fast), functools.partial(slow_baselines.item_knn, k=k))
 
 
@@ -275,7 +276,7 @@ def test_ranks_in_the_catalogue_are_those_of_the_scores_of_it_all(name, log):
     for split in ("val", "test"):
         evaluator = Evaluator(dataset, split, n_candidates=4)
         fast, slow = evaluator.ranks(scorer), evaluator.ranks(Dense())
-        for measure in ("full", "full_new"):
+        for measure in ("sampled", "full", "full_new"):
             torch.testing.assert_close(fast[measure], slow[measure], rtol=0, atol=0, equal_nan=True)
 
 
@@ -283,3 +284,32 @@ def test_ranks_in_the_catalogue_are_those_of_the_scores_of_it_all(name, log):
 def test_ranks_on_a_small_log_are_those_of_the_definition(name, dataset):
     """120 sessions of 10 to 20 items: more positions, neighbours and evidence than the smallest have."""
     assert_ranks_equal(dataset, baselines(dataset)[name], SLOW[name])
+
+
+@pytest.mark.slow
+@pytest.mark.real_logs
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_session_knn_of_all_real_sessions_is_that_of_the_definition(real_logs, tmp_path, split):  # noqa: F811
+    """By every measure. The catalogue is large: places are made once a session, and counted by numpy."""
+    prepare_logs([real_logs], tmp_path / "data", progress=False)
+    dataset = load_dataset(tmp_path / "data")
+    evaluator = Evaluator(dataset, split)
+    ranks = {name: found.numpy() for name, found in evaluator.ranks(baselines(dataset)["session-kNN"]).items()}
+    sessions = [row[:n] for row, n in zip(dataset.items.tolist(), dataset.lengths.tolist(), strict=True)]
+    prefixes = [items[:-2] for items in sessions]
+    plays = np.bincount(np.concatenate(prefixes), minlength=dataset.n_items + 1)
+    every = np.arange(1, dataset.n_items + 1)
+    for b, (items, asked) in enumerate(zip(sessions, evaluator.asked.numpy(), strict=True)):
+        inputs, target = (items[:-2], items[-2]) if split == "val" else (items[:-1], items[-1])
+        assert asked[0] == target
+        places = slow_baselines.places(slow_baselines.session_knn(prefixes, inputs), plays)
+        others = every[every != target]
+        assert ranks["sampled"][b] == counted(places, target, asked[1:])
+        assert ranks["full"][b] == counted(places, target, others)
+        new = counted(places, target, np.setdiff1d(others, inputs)) if target not in inputs else np.nan
+        np.testing.assert_equal(ranks["full_new"][b], new)
+
+
+def counted(places: np.ndarray, target: int, others: np.ndarray) -> float:
+    """1 + those before the target + half of those beside it."""
+    return 1 + (places[others] > places[target]).sum() + (places[others] == places[target]).sum() / 2

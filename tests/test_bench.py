@@ -11,6 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+BASELINES = ("random", "most popular", "session-popular", "Markov", "item-kNN", "session-kNN")
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "bench.py"
 
@@ -60,6 +61,15 @@ def test_the_floor_counts_what_a_step_multiplies_and_touches(tmp_path):
         assert row["touched_rows"] == pytest.approx(1e6 * (1 - math.exp(-n / 1e6)), rel=0.01)
         assert row["bytes"] == row["touched_rows"] * 128 * 4 * 8
         assert row["memory_seconds"] == pytest.approx(row["bytes"] / (row["copy_gb_per_second"] * 1e9))
+
+
+def test_all_baselines_are_timed(tmp_path):
+    """Each one's seconds, which with the building make up the row's; 450 sessions of a thousand items."""
+    _, result = bench(tmp_path, "--sizes", "1000", "--only", "baselines")
+    (row,) = result["rows"]
+    assert set(row["seconds_each"]) == {"building all", *BASELINES}
+    assert row["seconds"] == pytest.approx(sum(clock for clock, _ in row["seconds_each"].values()), rel=0.1)
+    assert row["sessions_per_second"] == pytest.approx(450 / row["seconds"])
 
 
 def test_a_subject_that_fails_is_a_row_with_its_last_line(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 from conftest import small_config
 
-from skiprec.baselines import evaluate_baselines
+from skiprec.baselines import baselines, evaluate_baselines
 from skiprec.dataset import load_dataset
 from skiprec.prepare import prepare_logs
 from skiprec.synthetic import synthesize_logs
@@ -32,10 +32,10 @@ def validation_hr_at_10(folder, seed: int, succession: float) -> tuple[float, fl
     prepare_logs([folder / "logs"], folder / "data", progress=False)
     dataset = load_dataset(folder / "data")
     trainer = Trainer(dataset, small_config(seed=seed, **SMALL), show_progress=False)
-    baselines = evaluate_baselines(dataset, trainer.evaluator)
+    measured = evaluate_baselines(baselines(dataset), trainer.evaluator)
     for _ in trainer.epochs():
         pass
-    found = trainer.best_value, *(baselines[name][SELECTED_BY] for name in ("most popular", "session-popular"))
+    found = trainer.best_value, *(measured[name][SELECTED_BY] for name in ("most popular", "session-popular"))
     print(
         "seed {}, succession {}: model {:.3f}, most popular {:.3f}, session-popular {:.3f}".format(
             seed, succession, *found

@@ -45,7 +45,7 @@ class Task:
     measure: str
     """train, evaluate, bound (the floor) or overhead."""
     mode: str
-    """train: session, shared, position, catalogue, one. evaluate: candidates, catalogue."""
+    """train: session, shared, position, catalogue, one. evaluate: candidates, catalogue, baselines."""
     seconds: float
     threads: int
     variant: str

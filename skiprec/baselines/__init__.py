@@ -4,6 +4,7 @@ They learn from training prefixes alone, and work with numpy on the CPU wherever
 """
 
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Int, Int64
@@ -49,6 +50,6 @@ def baselines(dataset: Dataset) -> dict[str, Scorer]:
     }
 
 
-def evaluate_baselines(dataset: Dataset, evaluator: Evaluator) -> dict[str, dict[str, float]]:
+def evaluate_baselines(scorers: Mapping[str, Scorer], evaluator: Evaluator) -> dict[str, dict[str, float]]:
     """Every baseline's metrics, on the same questions as the model's."""
-    return {name: evaluator.sampled(s) | evaluator.full(s) for name, s in baselines(dataset).items()}
+    return {name: evaluator.sampled_and_full(scorer) for name, scorer in scorers.items()}

@@ -12,7 +12,8 @@ from skiprec.baselines._lists import distinct
 from skiprec.dataset import Sessions
 from skiprec.randomness import counter_bits
 
-# B sessions at a time, T positions, C candidates a session, R items in the catalogue and padding, N pieces of evidence.
+# B sessions at a time, T positions, C candidates a session, A of these and of the inputs, R items in the catalogue and
+# padding, N pieces of evidence.
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,11 @@ class ByEvidence:
         # Whole numbers up to 0: no evidence is so weak that plays outweigh it, and none of them is rounded.
         self.by_plays: Float32[np.ndarray, " R"] = (counts - counts.max()).astype(np.float32)
         self.in_order: Float32[np.ndarray, " n"] = np.sort(self.by_plays[1:])
+        self.scratch = self.by_plays.copy()
 
     def candidate_scores(self, inputs: Sessions, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         """Scores of a few items for each session."""
-        scores = self._scores(self._evidence(inputs), candidates.cpu().numpy())
+        scores = self._scores(self._evidence(inputs), candidates.long().cpu().numpy())
         return torch.from_numpy(scores).to(inputs.items.device)
 
     def catalogue_scores(self, inputs: Sessions) -> Float[Tensor, "B R"]:
@@ -60,35 +62,34 @@ class ByEvidence:
         scores[found.rows, found.items] = found.scores
         return torch.from_numpy(scores).to(inputs.items.device)
 
-    def catalogue_ranks(
-        self, inputs: Sessions, targets: Int[Tensor, " B"]
-    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """Ranks of targets in the whole catalogue, and without the inputs, at the cost of the evidence alone."""
+    def scores_and_ranks(
+        self, inputs: Sessions, asked: Int[Tensor, "B C"]
+    ) -> tuple[Float[Tensor, "B C"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Scores of a few items, targets first, and the targets' ranks in the catalogue and without the inputs.
+
+        At the cost of the evidence alone, which is found once.
+        """
         found = self._evidence(inputs)
-        items = inputs.items.cpu().numpy()
-        asked = np.concatenate([targets.cpu().numpy()[:, None], items], axis=1)
-        scores = self._scores(found, asked)
+        scores = self._scores(found, with_inputs(asked, inputs))
         target_scores = scores[:, 0]
         # As if there were no evidence; then each item that has some is taken from its place and put where it belongs.
         above = above_or_equal(self.in_order, target_scores)
         before, after = self.by_plays[found.items], found.scores.astype(np.float32)
         at = target_scores[found.rows]
-        above += np.bincount(found.rows, weights=beats(after, at) - beats(before, at), minlength=len(items))
-        return as_ranks(above, items, scores, inputs.items.device)
+        above += np.bincount(found.rows, weights=beats(after, at) - beats(before, at), minlength=len(scores))
+        return scores_and_ranks(above, scores, inputs)
 
     def _evidence(self, inputs: Sessions) -> Evidence:
         return self.find(inputs.items.cpu().numpy(), inputs.lengths.cpu().numpy())
 
-    def _scores(self, found: Evidence, asked: Int[np.ndarray, "B C"]) -> Float32[np.ndarray, "B C"]:
+    def _scores(self, found: Evidence, asked: Int64[np.ndarray, "B C"]) -> Float32[np.ndarray, "B C"]:
         """Scores of the items that are asked for. One session after another: a table of all would be (B, R)."""
+        from skiprec.baselines._loops import scores_of_asked
+
         scores = np.empty(asked.shape, dtype=np.float32)
-        every = self.by_plays.copy()
         edges = np.searchsorted(found.rows, np.arange(len(asked) + 1))
-        for b in range(len(asked)):
-            own = slice(edges[b], edges[b + 1])
-            every[found.items[own]] = found.scores[own]
-            scores[b] = every[asked[b]]
-            every[found.items[own]] = self.by_plays[found.items[own]]
+        evidence = (edges, found.items, found.scores.astype(np.float32))
+        scores_of_asked(self.scratch, self.by_plays, *evidence, asked, scores)
         return scores
 
 
@@ -101,31 +102,33 @@ class Random:
 
     def __init__(self, n_items: int) -> None:
         self.n_items = n_items
-        self.noise = (counter_bits(0, np.arange(n_items)) >> np.uint64(11)).astype(np.float64)
-        self.in_order = np.sort(self.noise)
+        noise = (counter_bits(0, np.arange(n_items)) >> np.uint64(11)).astype(np.float64)
+        self.noise = np.concatenate([noise, noise])  # twice, so that no place needs to be wrapped
+        self.in_order = np.sort(noise)
 
     def candidate_scores(self, inputs: Sessions, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         """Scores of a few items for each session."""
-        last = inputs.items.gather(1, inputs.lengths[:, None] - 1).cpu().numpy()
-        return torch.from_numpy(self._scores(last, candidates.cpu().numpy())).to(inputs.items.device)
+        scores = self._scores(self._last(inputs), candidates.cpu().numpy())
+        return torch.from_numpy(scores).to(inputs.items.device)
 
     def catalogue_scores(self, inputs: Sessions) -> Float[Tensor, "B R"]:
         """Scores of every item for each session."""
         every = torch.arange(self.n_items + 1, device=inputs.items.device).expand(len(inputs.lengths), -1)
         return self.candidate_scores(inputs, every)
 
-    def catalogue_ranks(
-        self, inputs: Sessions, targets: Int[Tensor, " B"]
-    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """Ranks of targets in the whole catalogue, and without the inputs."""
-        asked = torch.cat([targets[:, None], inputs.items], dim=1)
-        scores = self.candidate_scores(inputs, asked).cpu().numpy()
-        items = inputs.items
-        return as_ranks(above_or_equal(self.in_order, scores[:, 0]), items.cpu().numpy(), scores, items.device)
+    def scores_and_ranks(
+        self, inputs: Sessions, asked: Int[Tensor, "B C"]
+    ) -> tuple[Float[Tensor, "B C"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Scores of a few items, targets first, and the targets' ranks in the catalogue and without the inputs."""
+        scores = self._scores(self._last(inputs), with_inputs(asked, inputs))
+        return scores_and_ranks(above_or_equal(self.in_order, scores[:, 0]), scores, inputs)
+
+    def _last(self, inputs: Sessions) -> Int64[np.ndarray, "B 1"]:
+        return inputs.items.gather(1, inputs.lengths[:, None] - 1).cpu().numpy()
 
     def _scores(self, last: Int64[np.ndarray, "B 1"], asked: Int[np.ndarray, "B C"]) -> Float64[np.ndarray, "B C"]:
         enter_at = (counter_bits(1, last) % np.uint64(self.n_items)).astype(np.int64)
-        return self.noise[(enter_at + asked) % self.n_items]
+        return self.noise[enter_at + asked]
 
 
 def beats(scores: Float[np.ndarray, "..."], target: Float[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
@@ -139,21 +142,23 @@ def above_or_equal(in_order: Float[np.ndarray, " n"], target: Float[np.ndarray, 
     return len(in_order) - (np.searchsorted(in_order, target, side="left") + not_above) / 2
 
 
-def as_ranks(
-    above: Float64[np.ndarray, " B"],
-    items: Int64[np.ndarray, "B T"],
-    scores: Float[np.ndarray, "B T+1"],
-    device: torch.device,
-) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """Ranks from what is above targets, the target's tie with itself among it; and the ranks without the inputs.
+def with_inputs(asked: Int[Tensor, "B C"], inputs: Sessions) -> Int64[np.ndarray, "B A"]:
+    """What is asked for, and beside it the items of the inputs."""
+    return torch.cat([asked.long(), inputs.items], dim=1).cpu().numpy()
+
+
+def scores_and_ranks(
+    above: Float64[np.ndarray, " B"], scores: Float[np.ndarray, "B A"], inputs: Sessions
+) -> tuple[Float[Tensor, "B C"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Scores of what was asked for; ranks of the targets among all items, and among those not in the inputs.
 
     Args:
-        above: Sum of `beats` over the whole catalogue.
-        items: Of the inputs, 0 where padding.
-        scores: Of the target, then of the inputs.
-        device: Where the ranks go.
+        above: Sum of `beats` over the whole catalogue, the target's tie with itself among it.
+        scores: Of the target, of others that are asked for, then of the inputs.
+        inputs: The sessions.
     """
+    device, C = inputs.items.device, scores.shape[1] - inputs.items.shape[1]
     ranks = above + 0.5  # 1, less the tie with itself
-    rows, _, positions = distinct(items)
-    taken = np.bincount(rows, weights=beats(scores[rows, positions], scores[rows, 0]), minlength=len(items))
-    return torch.from_numpy(ranks).to(device), torch.from_numpy(ranks - taken).to(device)
+    rows, _, positions = distinct(inputs.items.cpu().numpy())
+    taken = np.bincount(rows, weights=beats(scores[rows, C - 1 + positions], scores[rows, 0]), minlength=len(scores))
+    return tuple(torch.from_numpy(x).to(device) for x in (scores[:, :C], ranks, ranks - taken))

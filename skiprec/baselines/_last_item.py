@@ -3,19 +3,18 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Int64
 
 from skiprec.baselines._evidence import Evidence
-from skiprec.baselines._lists import Incidence, Lists, place_in_run
+from skiprec.baselines._lists import Incidence, Lists
 from skiprec.dataset import Sessions
 from skiprec.schema import PADDING
 
-# B sessions at a time, T positions, P pairs of items.
+# B sessions at a time, T positions, N pieces of evidence, R items in the catalogue and padding.
 
 ITEM_NEIGHBOURS = 100
 SUPPORT_DAMPING = 20
 """Added to how many sessions have an item, so that items that met once in rare sessions are not taken for twins."""
-PAIRS_AT_A_TIME = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class OfLastItem:
     def __call__(self, items: Int64[np.ndarray, "B T"], lengths: Int64[np.ndarray, " B"]) -> Evidence:
         """The list of each session's last item."""
         rows, places = self.items.places(items[np.arange(len(items)), lengths - 1])
-        return Evidence(rows, self.items.values[places], self.scores[places])
+        return Evidence(rows, self.items.values[places].astype(np.int64), self.scores[places])
 
 
 def markov(seen: Sessions, n_items: int) -> OfLastItem:
@@ -65,51 +64,27 @@ def item_knn(incidence: Incidence, k: int = ITEM_NEIGHBOURS) -> OfLastItem:
         incidence: Of the training prefixes.
         k: Neighbours of an item; of equal ones at the end those with the lower index stay.
     """
-    n = len(incidence.sessions.lengths)
-    support = incidence.sessions.lengths + SUPPORT_DAMPING
-    owners, neighbours, scores = [], [], []
-    for first, stop in blocks_of_items(incidence):
-        one, other, together = count_pairs(incidence, first, stop)
-        similarity = (together / np.sqrt(support[one] * support[other])).astype(np.float32)
-        keep = nearest(one, similarity, k)
-        owners.append(one[keep])
-        neighbours.append(other[keep])
-        scores.append(similarity[keep])
-    lists = Lists.of_owners(np.concatenate(owners), np.concatenate(neighbours), n)
-    return OfLastItem(lists, np.concatenate(scores))
+    from skiprec.baselines._loops import nearest_items
+
+    of_sessions, of_items = incidence.items, incidence.sessions
+    room = int(np.minimum(most_neighbours(incidence), k).sum())  # what is not written takes no memory
+    neighbours, similarity = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.float32)
+    edges = np.zeros_like(of_items.edges)
+    nearest_items(
+        of_sessions.values,
+        of_sessions.edges,
+        of_items.values,
+        of_items.edges,
+        of_items.lengths + SUPPORT_DAMPING,
+        k,
+        neighbours,
+        similarity,
+        edges,
+    )
+    return OfLastItem(Lists(neighbours[: edges[-1]], edges), similarity[: edges[-1]])
 
 
-def blocks_of_items(incidence: Incidence) -> list[tuple[int, int]]:
-    """Ranges of item indices of which no more than PAIRS_AT_A_TIME pairs are counted at once, or that are one item."""
-    sessions = incidence.sessions
-    pairs = np.concatenate([[0], np.cumsum(incidence.items.lengths[sessions.values])])[sessions.edges[1:]]
-    blocks, first = [], 0
-    while first < len(pairs):
-        done = pairs[first - 1] if first else 0
-        stop = max(first + 1, int(np.searchsorted(pairs, done + PAIRS_AT_A_TIME, side="right")))
-        blocks.append((first, stop))
-        first = stop
-    return blocks
-
-
-def count_pairs(
-    incidence: Incidence, first: int, stop: int
-) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"], Int64[np.ndarray, " P"]]:
-    """Pairs of different items, the first one in a range: both, ascending, and how many sessions have both."""
-    n = len(incidence.sessions.lengths)
-    item, at_session = incidence.sessions.places(np.arange(first, stop))
-    entry, at_item = incidence.items.places(incidence.sessions.values[at_session])
-    one, other = item[entry] + first, incidence.items.values[at_item]
-    differ = one != other
-    pairs, together = np.unique(one[differ] * n + other[differ], return_counts=True)
-    return *np.divmod(pairs, n), together
-
-
-def nearest(
-    owners: Int64[np.ndarray, " P"], similarity: Float32[np.ndarray, " P"], k: int
-) -> Int64[np.ndarray, " kept"]:
-    """Which pairs to keep: the k most similar of each owner, the first of equals. Owners ascend, and still do after."""
-    # Bits of positive floats are in the floats' order, so one number holds owner and similarity, the highest first.
-    highest_first = np.int64(2**32 - 1) - similarity.view(np.uint32)
-    order = np.argsort((owners << 32) | highest_first, kind="stable")
-    return order[place_in_run(owners) < k]
+def most_neighbours(incidence: Incidence) -> Int64[np.ndarray, " R"]:
+    """Of each item index the other items of its sessions, those of two sessions counted twice."""
+    others = incidence.items.lengths[incidence.sessions.values] - 1
+    return np.diff(np.concatenate([[0], np.cumsum(others)])[incidence.sessions.edges])

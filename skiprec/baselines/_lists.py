@@ -16,7 +16,7 @@ from skiprec.schema import PADDING
 class Lists:
     """List i is values[edges[i] : edges[i + 1]]."""
 
-    values: Int64[np.ndarray, " N"]
+    values: Integer[np.ndarray, " N"]
     edges: Int64[np.ndarray, " n_and_one"]
 
     @classmethod
@@ -62,8 +62,8 @@ class Incidence:
             n_items: Size of the catalogue.
         """
         rows, items, _ = distinct(seen.items.numpy())
-        order = np.lexsort((items, rows))
-        rows, items = rows[order], items[order]
+        # Sorted as one number each, which is several times faster than finding an order.
+        rows, items = np.divmod(np.sort(rows * (n_items + 1) + items), n_items + 1)
         by_item = np.argsort(items, kind="stable")
         return cls(
             items=Lists.of_owners(rows, items, len(seen.lengths)),
@@ -81,14 +81,3 @@ def distinct(
         is_last[:, t] &= (items[:, t, None] != items[:, t + 1 :]).all(1)
     rows, columns = np.nonzero(is_last)
     return rows, items[rows, columns], columns + 1
-
-
-def run_starts(values: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " n"]:
-    """Where each run of equal values starts; none is negative."""
-    return np.flatnonzero(np.diff(values, prepend=-1))
-
-
-def place_in_run(values: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-    """How many values of the same run came before each."""
-    starts = run_starts(values)
-    return np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))

@@ -1,17 +1,19 @@
 """Session-kNN: what was played in the training sessions that are most like the current one."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from skiprec.baselines._evidence import Evidence
-from skiprec.baselines._lists import Incidence, distinct, place_in_run, run_starts
+from skiprec.baselines._lists import Incidence
 
-# B sessions at a time, T positions, S training sessions, G pairs of a current and a training session.
+# B sessions at a time, T positions, K neighbours, R items in the catalogue and padding.
 
 SESSION_NEIGHBOURS = 100
 SAMPLE_SIZE = 1000
+SESSIONS_WORTH_A_THREAD = 64
 
 
 @dataclass(frozen=True)
@@ -42,56 +44,39 @@ class SessionKnn:
 
     def __call__(self, items: Int64[np.ndarray, "B T"], lengths: Int64[np.ndarray, " B"]) -> Evidence:
         """Sums over the neighbours that have the item."""
-        rows, sessions, similarity, last_shared = self.neighbours(items)
-        weights = similarity / (lengths[rows] - last_shared + 1)
-        neighbour, places = self.incidence.items.places(sessions)
-        n_items, n = len(self.incidence.sessions.lengths), max(1, len(neighbour))
-        # Sorted as one number each, which is several times faster than finding an order.
-        ordered = np.sort(
-            (rows[neighbour] * n_items + self.incidence.items.values[places]) * n + np.arange(len(places))
-        )
-        pair, entry = np.divmod(ordered, n)
-        starts = run_starts(pair)
-        scores = np.add.reduceat(weights[neighbour[entry]], starts) if len(starts) else np.empty(0)
-        return Evidence(*np.divmod(pair[starts], n_items), scores)
+        from skiprec.baselines._loops import sum_of_neighbours
+
+        neighbours, similarity, last_shared, found = self.neighbours(items)
+        weights = similarity / (lengths[:, None] - last_shared + 1)
+        is_real = np.arange(self.k) < found[:, None]
+        own = self.incidence.items
+        room = own.lengths[neighbours[is_real]].sum()
+        spoken_for, scores = np.empty(room, dtype=np.int64), np.empty(room)
+        counts = np.empty_like(found)
+        sum_of_neighbours(self._sums, own.values, own.edges, neighbours, weights, found, spoken_for, scores, counts)
+        n = counts.sum()
+        return Evidence(np.repeat(np.arange(len(items)), counts), spoken_for[:n], scores[:n])
 
     def neighbours(
         self, items: Int64[np.ndarray, "B T"]
-    ) -> tuple[Int64[np.ndarray, " G"], Int64[np.ndarray, " G"], Int64[np.ndarray, " G"], Int64[np.ndarray, " G"]]:
-        """The nearest training sessions of each: row, session, similarity, last position of a shared item."""
-        T, n = items.shape[1], len(self.incidence.items.lengths)
-        row, later_first, position = self.sharing(items)
-        # As above; positions last, so that a pair's last one is the last shared item's.
-        pair, position = np.divmod(np.sort((row * n + later_first) * (T + 1) + position), T + 1)
-        starts = run_starts(pair)
-        n_shared = np.diff(np.append(starts, len(pair)))
-        rows, later_first = np.divmod(pair[starts], n)
+    ) -> tuple[Int64[np.ndarray, "B K"], Int64[np.ndarray, "B K"], Int64[np.ndarray, "B K"], Int64[np.ndarray, " B"]]:
+        """The nearest training sessions of each: session, similarity, last position of a shared item, and how many.
 
-        is_sampled = place_in_run(rows) < self.sample_size
-        is_neighbour = is_sampled & (n_shared < self.incidence.items.lengths[n - 1 - later_first])
-        similarity = np.add.reduceat(position, starts) if len(starts) else starts
-        last_shared = position[starts + n_shared - 1]
-        most = T * (T + 1) // 2
-        ranked = (rows * (most + 1) + most - similarity) * n + later_first
-        ranked, last_shared = np.divmod(np.sort((ranked * (T + 1) + last_shared)[is_neighbour]), T + 1)
-        ranked, later_first = np.divmod(ranked, n)
-        rows, dissimilarity = np.divmod(ranked, most + 1)
-        near = place_in_run(rows) < self.k
-        return tuple(x[near] for x in (rows, n - 1 - later_first, most - dissimilarity, last_shared))
+        What stands behind a session's last neighbour is 0. The lists of its items' sessions are walked from their ends
+        all at once, so no more is read of them than the sample needs.
+        """
+        from skiprec.baselines._loops import nearest_sessions
+        from skiprec.row_kernels import over_rows
 
-    def sharing(
-        self, items: Int64[np.ndarray, "B T"]
-    ) -> tuple[Int64[np.ndarray, " N"], Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
-        """Who shares an item, in no order, as far as the sample can reach: row, session from the last, position."""
-        sessions = self.incidence.sessions
-        n = len(self.incidence.items.lengths)
-        rows, item, position = distinct(items)
-        # An item that enough sessions have fills the sample: what comes before them is in no one's sample.
-        full = sessions.lengths[item] >= self.sample_size
-        reach = np.full(len(items), n)
-        np.minimum.at(reach, rows[full], n - 1 - sessions.values[sessions.edges[item[full] + 1] - self.sample_size])
-        which, places = sessions.places(item, at_most=self.sample_size)
-        later_first = n - 1 - sessions.values[places]
-        within_reach = later_first <= reach[rows][which]
-        which = which[within_reach]
-        return rows[which], later_first[within_reach], position[which]
+        B, of_items = len(items), self.incidence.sessions
+        neighbours, similarity, last_shared = (np.zeros((B, self.k), dtype=np.int64) for _ in range(3))
+        found = np.empty(B, dtype=np.int64)
+        asked = (items, of_items.values, of_items.edges, self.incidence.items.lengths, self.sample_size)
+        answers = (neighbours, similarity, last_shared, found)
+        over_rows(nearest_sessions, B, *asked, *answers, worth_a_thread=SESSIONS_WORTH_A_THREAD)
+        return answers
+
+    @functools.cached_property
+    def _sums(self) -> Float64[np.ndarray, " R"]:
+        """Room for sums, all 0 between calls."""
+        return np.zeros(len(self.incidence.sessions.lengths))
