@@ -38,14 +38,18 @@ def run_study(
     storage: Storage = None,
     tracking_uri: TrackingUri = None,
     device: Device = "auto",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Go on without MLflow; `study sync` tells it later.")
+    ] = False,
 ) -> None:
     """Create a study, or go on with it, until every cell is done. Ctrl-C stops; the same command continues.
 
     Example: study run demo --data data/mssd --workers 2
     """
     from study.run import launch
+    from study.status import untold
 
-    options = {"workers": workers, "name": name, "mlruns": mlruns, "device": device}
+    options = {"workers": workers, "name": name, "mlruns": mlruns, "device": device, "offline": offline}
     try:
         handle = launch(recipe, data, storage=storage, tracking_uri=tracking_uri, **options)
     except KeyboardInterrupt:
@@ -53,6 +57,8 @@ def run_study(
         raise typer.Exit(130) from None
     stage = handle.progress()
     print(f"study {handle.name}: {stage.complete} of {stage.planned} cells complete, {stage.failed} failed")
+    if waits := untold(handle.where.spool(handle.name)):
+        print(waits)
     print(
         f"next: study confirm {handle.name} --workers {workers}, study report {handle.name} --out report, or study ui"
     )
@@ -168,15 +174,37 @@ def status(
 
     Example: study status
     """
-    from study.status import describe
-    from study.storage import CONFIRM, database_errors, has_study, open_study, places
+    from study.status import describe, untold
+    from study.storage import database_errors, open_studies, places
 
     where = places(mlruns, storage, tracking_uri)
     with database_errors(where):
-        study = open_study(where, name)
-        print(describe(study))
-        if has_study(where, confirming := f"{study.study_name}{CONFIRM}"):
-            print(describe(open_study(where, confirming)))
+        for study in open_studies(where, name):
+            print(describe(study))
+            if waits := untold(where.spool(study.study_name)):
+                print(waits)
+
+
+@app.command("sync")
+def sync_study(
+    name: Name = None,
+    mlruns: Mlruns = Path("mlruns"),
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Send MLflow what it could not be told while it was away, of a study and its confirming runs, from this machine.
+
+    Example: study sync
+    """
+    from study.status import number
+    from study.storage import database_errors, open_studies, places
+    from study.sync import sync
+
+    where = places(mlruns, storage, tracking_uri)
+    with database_errors(where):
+        for study in open_studies(where, name):
+            records, runs = sync(where, study)
+            print(f"study {study.study_name}: sent {number(records, 'record')} of {number(runs, 'run')} to the tracker")
 
 
 @app.command()

@@ -27,7 +27,8 @@ from study.cells import BEST_SO_FAR, Cell, Progress, is_abandoned, plan, planned
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
 from study.storage import Places, database_errors, open_storage, open_study, places, run_lock
 from study.storage import make_schema as make_study_schema
-from study.tracking import close_orphans, end_run, git_commit, log_dataset, open_experiment, open_tracker, reopen_run
+from study.sync import register, sync
+from study.tracking import end_study, git_commit, home_of, open_tracker, reopen_run
 from study.tracking import make_schema as make_tracking_schema
 from study.watch import watch
 
@@ -97,6 +98,7 @@ def launch(
     storage: str | None = None,
     tracking_uri: str | None = None,
     device: str = "auto",
+    offline: bool = False,
     show_progress: bool = True,
 ) -> StudyHandle:
     """Create a study or go on with it, and work on it until every cell is done.
@@ -110,6 +112,7 @@ def launch(
         storage: Optuna's database, as SQLAlchemy writes it.
         tracking_uri: MLflow's database or server.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        offline: Whether to go on without the tracker, if it is away: what it is to be told waits for `study sync`.
         show_progress: A tqdm bar over cells; where the output is no terminal, a line when more of them are done.
 
     Returns:
@@ -127,10 +130,12 @@ def launch(
         raise StudyError(f"--workers is {workers}, expected at least 1")
     dataset = load_dataset(data)
     making = Making(name=name or f"{recipe.name}-{dataset.digest[:8]}", recipe=recipe, dataset=dataset)
-    return carry_out(places(Path(mlruns), storage, tracking_uri), making, workers, device, show_progress)
+    return carry_out(places(Path(mlruns), storage, tracking_uri), making, workers, device, show_progress, offline)
 
 
-def carry_out(where: Places, making: Making, workers: int, device: str, show_progress: bool) -> StudyHandle:
+def carry_out(
+    where: Places, making: Making, workers: int, device: str, show_progress: bool, offline: bool = False
+) -> StudyHandle:
     """Make a study, or go on with it, until every cell is done.
 
     Raises:
@@ -138,22 +143,25 @@ def carry_out(where: Places, making: Making, workers: int, device: str, show_pro
         KeyboardInterrupt: After Ctrl-C, when every worker has given its cell back.
     """
     with database_errors(where), run_lock(where, making.name):
-        study = create(where, making, workers, device)
-        client, parent = open_tracker(where), study.user_attrs["parent_run"]
-        reopen_run(client, parent)
+        study = create(where, making, workers, device, offline)
+        if not offline:
+            reopen_run(open_tracker(where), study.user_attrs["parent_run"])
         try:
-            take_over(where, study)
+            take_over(study)
+            if not offline:
+                sync(where, study)
             refill(study, planned_cells(study), making.recipe.max_attempts)
             study.set_user_attr("workers", workers)
             if not stage_of(study).is_finished:
                 refuse_full_disk(where, making.dataset, study, workers)
                 supervise(where, study, workers, device, show_progress)
         finally:
-            end_run(client, parent, "FINISHED" if stage_of(study).is_finished else "KILLED")
+            home = home_of(where, study.user_attrs, offline=offline)
+            end_study(home, where.spool(making.name), "FINISHED" if stage_of(study).is_finished else "KILLED")
     return StudyHandle(making.name, where)
 
 
-def create(where: Places, making: Making, workers: int, device: str) -> optuna.Study:
+def create(where: Places, making: Making, workers: int, device: str, offline: bool = False) -> optuna.Study:
     """The study of that name, made whole if there is none, or left by a stop before it was whole.
 
     Raises:
@@ -161,7 +169,8 @@ def create(where: Places, making: Making, workers: int, device: str) -> optuna.S
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     make_study_schema(where)
-    make_tracking_schema(where)
+    if not offline:
+        make_tracking_schema(where)
     name, dataset = making.name, making.dataset
     study = optuna.create_study(study_name=name, storage=open_storage(where), direction="maximize", load_if_exists=True)
     attrs = study.user_attrs
@@ -173,21 +182,28 @@ def create(where: Places, making: Making, workers: int, device: str) -> optuna.S
         if differs:
             raise StudyError(f"study {name} was made differently: {'; '.join(differs)}. Give this one another --name")
         study.set_user_attr("dataset", str(dataset.path.resolve()))  # the same data may have moved
-        return study
+    else:
+        introduce(study, making, workers, device)
+    if not offline:
+        register(where, study)
+    return study
+
+
+def introduce(study: optuna.Study, making: Making, workers: int, device: str) -> None:
+    """Have a new study say what it is: its recipe, data, baselines, versions and cells."""
+    name, dataset = making.name, making.dataset
     threads = max(1, (os.cpu_count() or 1) // workers)
     chosen = settle(device, threads)
-    client = open_tracker(where)
-    experiment_id, parent = open_experiment(client, where, making.experiment or name, name)
-    log_dataset(client, parent, dataset)
     about = dict(making.about) | {
-        "recipe": told,
+        "recipe": dataclasses.asdict(making.recipe),
         "dataset": str(dataset.path.resolve()),
         "dataset_digest": dataset.digest,
         "dataset_counts": dataset.manifest.counts,
         "dropped": dataset.manifest.dropped,
         "threads": threads,
-        "experiment_id": experiment_id,
-        "parent_run": parent,
+        "experiment": making.experiment or name,
+        "experiment_id": None,  # as its own run: the tracker's to give
+        "parent_run": None,
         "splits": list(making.splits),
         "baselines": baseline_metrics(dataset, making, chosen),
         "versions": environment(chosen),
@@ -200,7 +216,6 @@ def create(where: Places, making: Making, workers: int, device: str) -> optuna.S
     }
     for key, value in about.items():
         study.set_user_attr(key, value)
-    return study
 
 
 def baseline_metrics(dataset: Dataset, making: Making, device: torch.device) -> dict[str, dict[str, float]]:
@@ -216,8 +231,8 @@ def baseline_metrics(dataset: Dataset, making: Making, device: torch.device) -> 
     return metrics
 
 
-def take_over(where: Places, study: optuna.Study) -> None:
-    """End what a killed run left open: with the study's lock held and no worker started, nobody is at work on it."""
+def take_over(study: optuna.Study) -> None:
+    """End what a killed run left running: with the study's lock held and no worker started, nobody is at work on it."""
     trials = study.get_trials(deepcopy=False)
     for trial in trials:
         if trial.state == TrialState.RUNNING:
@@ -227,8 +242,6 @@ def take_over(where: Places, study: optuna.Study) -> None:
                 study._storage.set_trial_user_attr(trial._trial_id, "interrupted", True)
             study._storage.set_trial_user_attr(trial._trial_id, "abandoned", True)
             study.tell(trial.number, state=TrialState.FAIL)
-    finished = {t.user_attrs["run_id"] for t in trials if t.state == TrialState.COMPLETE}
-    close_orphans(open_tracker(where), study.user_attrs["experiment_id"], study.study_name, finished)
 
 
 def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, workers: int) -> None:

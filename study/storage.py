@@ -56,6 +56,10 @@ class Places:
         """The folders of a study's unfinished trials."""
         return self.mlruns / "resume" / study
 
+    def spool(self, study: str) -> Path:
+        """What the runs of a study could not tell the tracker from this machine."""
+        return self.mlruns / "spool" / study
+
 
 def places(mlruns: Path, storage: str | None, tracking_uri: str | None) -> Places:
     """The addresses that were given, and SQLite files in mlruns for those that were not.
@@ -358,3 +362,14 @@ def open_study(where: Places, name: str | None) -> optuna.Study:
         found = f"found {', '.join(names) or 'none'}"
         raise StudyError(f"no study named '{name}', {found}" if name else f"name a study, {found}")
     return optuna.load_study(study_name=name, storage=storage)
+
+
+def open_studies(where: Places, name: str | None) -> list[optuna.Study]:
+    """A study, and its confirming runs' where they were begun.
+
+    Raises:
+        StudyError: As `open_study`.
+    """
+    study = open_study(where, name)
+    confirming = f"{study.study_name}{CONFIRM}"
+    return [study, open_study(where, confirming)] if has_study(where, confirming) else [study]

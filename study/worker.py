@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -14,9 +15,10 @@ from skiprec.evaluation import Evaluator
 from study.cells import Queue
 from study.objective import Workplace, attempt
 from study.sampler import WithinArm
+from study.sending import Unreachable
 from study.space import Recipe
 from study.storage import Places, claim_lock, database_errors, open_study
-from study.tracking import git_commit, open_tracker
+from study.tracking import git_commit, home_of, send_waiting
 
 
 class StopFlag:
@@ -64,7 +66,8 @@ def work(where: Places, name: str, device: str) -> None:
                 lambda targets: {split: Evaluator(dataset, split, chosen, only_targets=targets) for split in splits}
             ),
             device=chosen,
-            client=open_tracker(where),
+            home=home_of(where, attrs),
+            spool=where.spool(name),
             exclusively=claim_lock(where, name),
             about=attrs,
             resume=where.resume(name),
@@ -75,6 +78,8 @@ def work(where: Places, name: str, device: str) -> None:
         while not should_stop():
             trial = queue.claim()
             if trial is None:
+                with suppress(Unreachable):  # `study status` says what waits on
+                    send_waiting(place.home, place.spool)
                 return
             study.sampler = WithinArm(recipe, trial.number)
             attempt(place, trial)
