@@ -22,10 +22,11 @@ from study.analysis import DoneCell, done_cells, repeats
 from study.cells import Cell, cell_id, stage_of
 from study.claims import Claim, claims_from
 from study.run import Making, StudyHandle, carry_out
+from study.sending import find_run
 from study.space import Recipe, configuration, experiment
 from study.statistics import LEVEL, seeds_needed
 from study.storage import CONFIRM, Places, database_errors, has_study, open_study
-from study.tracking import find_run, open_tracker, read_ranks
+from study.tracking import open_tracker, read_ranks
 
 FEWEST_SEEDS = 5
 """With fewer, the seeds' own spread is hardly known, and neither is how sure the answer is."""

@@ -11,6 +11,7 @@ import optuna
 import pandas as pd
 import tomli_w
 
+from skiprec.errors import StudyError
 from skiprec.files import new_folder, refuse_existing
 from study.analysis import DoneCell, analyse
 from study.report._blocks import Table
@@ -18,8 +19,9 @@ from study.report._figures import draw
 from study.report._page import best_toml, sections, top
 from study.report._render import html_page, markdown_environment, markdown_page, markdown_table, markdown_text
 from study.report._summary import finite, summary, tables
+from study.sending import find_run
 from study.storage import CONFIRM, Places, database_errors, has_study, open_study
-from study.tracking import find_run, log_report, open_tracker, read_ranks
+from study.tracking import log_report, open_tracker, read_ranks
 
 __all__ = ["Table", "markdown_environment", "markdown_table", "markdown_text", "note", "report_study", "write_report"]
 
@@ -45,6 +47,10 @@ def report_study(where: Places, name: str | None, out: Path) -> list[Path]:
         if "confirms" in study.user_attrs:
             study = open_study(where, study.user_attrs["confirms"])
         confirming = f"{study.study_name}{CONFIRM}"
+        if study.user_attrs["parent_run"] is None:
+            raise StudyError(
+                f"study {study.study_name} was made --offline: `study sync` first, as its report is kept in MLflow too"
+            )
         client, experiment = open_tracker(where), study.user_attrs["experiment_id"]
         paths = write_report(
             study,
