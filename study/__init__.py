@@ -3,6 +3,17 @@
 `study.launch` is what `study run` calls, for notebooks. Public names load when they are first used.
 """
 
+import os
+
+# MLflow's, read when it is imported: no look-up of a telemetry host in every process. Said in the README.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A report reads dozens of small artifacts: a bar for each would hide what it prints.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# A line for each run that ends, with two requests more.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# A server that is away is said so after 4 s, not after 4 minutes of retries.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+
 __all__ = ["StudyHandle", "launch"]
 
 

@@ -6,6 +6,7 @@ has a COMPLETE trial, or was set aside after its last attempt.
 
 import dataclasses
 import itertools
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -26,6 +27,8 @@ SEED_STEP = 1000
 """Between the seeds of cells that are the same experiment."""
 BEST_SO_FAR = "best_so_far"
 """What the trial of a cell that repeats its arm's best point is marked with."""
+RUN_KEY = "run_key"
+"""What a trial names its run by, and the run itself as a tag: its id is the tracker's to give, which may be away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ def enqueue(study: optuna.Study, cell: Cell, attempt: int) -> None:
     """Put an attempt at a cell into the queue."""
     attrs = {"cell": cell.id, "arm": cell.arm, "seed": cell.seed, "attempt": attempt, "proposed": cell.params}
     attrs |= {BEST_SO_FAR: True} if cell.best_so_far else {}
+    attrs |= {RUN_KEY: str(uuid.uuid4())}
     study.enqueue_trial(cell.params, user_attrs=attrs)
 
 

@@ -50,6 +50,9 @@ def run_study(
     budget: Annotated[str | None, typer.Option(help="Stop after so long, such as 45m, 2h or 1h30m.")] = None,
     max_cells: Annotated[int | None, typer.Option(help="Stop after so many more cells.")] = None,
     device: Device = "auto",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Go on without MLflow; `study sync` tells it later.")
+    ] = False,
 ) -> None:
     """Create a study, or go on with it, until every cell is done. Ctrl-C stops; the same command continues.
 
@@ -57,10 +60,11 @@ def run_study(
     """
     from study.allowance import seconds
     from study.run import launch
+    from study.status import untold
 
     places = {"mlruns": mlruns, "storage": storage, "tracking_uri": tracking_uri, "checkpoint_dir": checkpoint_dir}
     options = {"workers": workers, "threads": threads, "name": name, "grace_seconds": grace_seconds, "device": device}
-    limits = {"max_cells": max_cells, "budget_seconds": seconds(budget) if budget else None}
+    limits = {"max_cells": max_cells, "budget_seconds": seconds(budget) if budget else None, "offline": offline}
     try:
         handle = launch(recipe, data, **places, **options, **limits)
     except KeyboardInterrupt:
@@ -71,6 +75,8 @@ def run_study(
         f"study {handle.name}: {stage.complete} of {stage.planned} cells complete, {stage.failed} failed"
         + (f", {stage.pruned} pruned" if stage.pruned else "")
     )
+    if waits := untold(handle.where.spool(handle.name)):
+        print(waits)
     if not stage.is_finished and workers:
         print("the rest waits; the same command goes on with it, without --budget and --max-cells to the end")
         return
@@ -200,18 +206,40 @@ def status(
 
     Example: study status
     """
-    from study.run import tidy
-    from study.status import describe
-    from study.storage import CONFIRM, database_errors, has_study, open_study, places
+    from study.run import end_dead
+    from study.status import describe, untold
+    from study.storage import database_errors, open_studies, places
 
     where = places(mlruns, storage, tracking_uri)
     with database_errors(where):
-        study = open_study(where, name)
-        names = [study.study_name, f"{study.study_name}{CONFIRM}"]
-        for study in (open_study(where, name) for name in names if has_study(where, name)):
-            if "cells" in study.user_attrs and (ended := tidy(where, study)):
+        for study in open_studies(where, name):
+            if "cells" in study.user_attrs and (ended := end_dead(where, study)):
                 print(f"{ended} trials whose worker is gone were ended; their cells wait for another one")
             print(describe(study))
+            if waits := untold(where.spool(study.study_name)):
+                print(waits)
+
+
+@app.command("sync")
+def sync_study(
+    name: Name = None,
+    mlruns: Mlruns = Path("mlruns"),
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Send MLflow what it could not be told while it was away, of a study and its confirming runs, from this machine.
+
+    Example: study sync
+    """
+    from study.status import number
+    from study.storage import database_errors, open_studies, places
+    from study.sync import sync
+
+    where = places(mlruns, storage, tracking_uri)
+    with database_errors(where):
+        for study in open_studies(where, name):
+            records, runs = sync(where, study)
+            print(f"study {study.study_name}: sent {number(records, 'record')} of {number(runs, 'run')} to the tracker")
 
 
 @app.command()

@@ -22,6 +22,7 @@ from study.analysis import DoneCell, done_cells, repeats
 from study.cells import Cell, cell_id, stage_of
 from study.claims import Claim, claims_from
 from study.run import Making, StudyHandle, carry_out
+from study.sending import find_run
 from study.space import Recipe, configuration, experiment
 from study.statistics import LEVEL, seeds_needed
 from study.storage import CONFIRM, Places, database_errors, has_study, open_study
@@ -179,12 +180,12 @@ def planned_seeds(where: Places, study: optuna.Study, chosen: Mapping[str, DoneC
             f"study {study.study_name} has no two cells that differ by their seed alone, so how noisy seeds are is not "
             f"known; give --seeds, {FEWEST_SEEDS} or more, or `repeats = 1` in the recipe"
         )
-    client, needed = open_tracker(where), FEWEST_SEEDS
-    read = functools.cache(lambda run_id: read_ranks(client, run_id, "val"))
+    client, experiment, needed = open_tracker(where), study.user_attrs["experiment_id"], FEWEST_SEEDS
+    read = functools.cache(lambda run_id, key: read_ranks(client, run_id or find_run(client, experiment, key), "val"))
     for claim in claims:
 
         def hits(cell: DoneCell, claim: Claim = claim) -> np.ndarray:
-            return (read(cell.run_id)[claim.measure].dropna() <= claim.k).to_numpy(dtype=float)
+            return (read(cell.run_id, cell.run_key)[claim.measure].dropna() <= claim.k).to_numpy(dtype=float)
 
         groups = [[hits(cell) for cell in group] for group in same.groups]
         noise = expected_noise(groups, [hits(chosen[arm]) for arm in claim.arms])

@@ -12,7 +12,6 @@ from typing import Any
 
 import optuna
 import torch
-from mlflow import MlflowClient
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
@@ -22,9 +21,11 @@ from skiprec.errors import CheckpointError, OutputError, TrainingDiverged, Train
 from skiprec.evaluation import Evaluator
 from skiprec.run import RESUME, Run, read_record
 from skiprec.trainer import SELECTED_BY, TrainConfig
-from study.cells import BEST_SO_FAR, SEED_STEP, Cell, cell_id, enqueue, finish, is_failure
+from study.cells import BEST_SO_FAR, RUN_KEY, SEED_STEP, Cell, cell_id, enqueue, finish, is_failure
 from study.pruning import is_behind
+from study.sending import Home
 from study.space import Recipe, configuration, experiment, suggest
+from study.spool import Spool
 from study.storage import DATABASE_ERRORS
 from study.tracking import MLflowTracker
 
@@ -52,7 +53,10 @@ class Workplace:
     evaluators: Callable[[str], Mapping[Split, Evaluator]]
     """The value of only_targets -> an evaluator of each split, made once."""
     device: torch.device
-    client: MlflowClient
+    home: Home
+    """Where runs go."""
+    spool: Path
+    """The folder of what they could not tell the tracker."""
     exclusively: AbstractContextManager[object]
     """Held while a cell is claimed, and while its point is chosen."""
     about: dict[str, Any]
@@ -147,6 +151,7 @@ def train(place: Workplace, trial: optuna.Trial, config: TrainConfig, tracker: M
         if is_behind(place.recipe, place.study, trial.number):
             raise optuna.TrialPruned(f"below the median of its arm at epoch {result.epoch}")
     metrics = run.finish(place.splits)
+    name_run(trial, tracker)
     record = read_record(folder)
     # In one: each attribute is a transaction.
     trial.set_user_attr("result", {name: record[name] for name in RECORDED} | {"metrics": metrics})
@@ -194,16 +199,21 @@ def open_run(place: Workplace, trial: optuna.Trial, config: TrainConfig) -> MLfl
     attrs = trial.user_attrs
     is_confirming = "test" in place.splits
     tracker = MLflowTracker(
-        place.client,
-        place.about["experiment_id"],
-        place.about["parent_run"],
+        place.home,
+        Spool(place.spool, attrs[RUN_KEY]),
         place.dataset,
         name=attrs["arm"] + (f" confirming, seed {config.seed}" if is_confirming else f" #{trial.number}"),
         tags=place.tags
         | {"cell": attrs["cell_id"], "arm": attrs["arm"], "attempt": str(attrs["attempt"]), "seed": str(config.seed)},
     )
-    trial.set_user_attr("run_id", tracker.run_id)
+    name_run(trial, tracker)
     return tracker
+
+
+def name_run(trial: optuna.Trial, tracker: MLflowTracker) -> None:
+    """Put the run's id on the trial, once it is known; where it never is in time, the run's key is there."""
+    if tracker.run_id and "run_id" not in trial.user_attrs:
+        trial.set_user_attr("run_id", tracker.run_id)
 
 
 def give_up(

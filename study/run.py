@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from study.crew import Crew
 from study.reaper import reap
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
 from study.storage import (
+    DATABASE_ERRORS,
     Places,
     claim_lock,
     database_errors,
@@ -38,7 +40,8 @@ from study.storage import (
     run_lock,
 )
 from study.storage import make_schema as make_study_schema
-from study.tracking import close_orphans, end_run, git_commit, log_dataset, open_experiment, open_tracker, reopen_run
+from study.sync import register, sync
+from study.tracking import end_study, git_commit, home_of, open_tracker, reopen_run
 from study.tracking import make_schema as make_tracking_schema
 from study.watch import watch
 
@@ -114,6 +117,7 @@ def launch(
     max_cells: int | None = None,
     budget_seconds: float | None = None,
     device: str = "auto",
+    offline: bool = False,
     show_progress: bool = True,
 ) -> StudyHandle:
     """Create a study or go on with it, and work on it until every cell is done.
@@ -133,6 +137,7 @@ def launch(
         max_cells: That may be begun before this returns; all if None.
         budget_seconds: After which cells are given back, and this returns.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        offline: Whether to go on without the tracker, if it is away: what it is to be told waits for `study sync`.
         show_progress: A tqdm bar over cells; where the output is no terminal, a line when more of them are done.
 
     Returns:
@@ -159,7 +164,8 @@ def launch(
         threads=threads,
     )
     where = places(Path(mlruns), storage, tracking_uri, Path(checkpoint_dir) if checkpoint_dir else None)
-    return carry_out(where, making, workers, device, show_progress, max_cells, budget_seconds)
+    limits = {"max_cells": max_cells, "budget_seconds": budget_seconds, "offline": offline}
+    return carry_out(where, making, workers, device, show_progress, **limits)
 
 
 def carry_out(
@@ -168,21 +174,26 @@ def carry_out(
     workers: int,
     device: str,
     show_progress: bool,
+    *,
     max_cells: int | None = None,
     budget_seconds: float | None = None,
+    offline: bool = False,
 ) -> StudyHandle:
     """Make a study, or go on with it, until every cell is done or the allowance is spent.
+
 
     Raises:
         StudyError: If the name belongs to another recipe or other data, someone else runs it, or a worker failed.
         KeyboardInterrupt: After Ctrl-C, when every worker has given its cell back.
     """
     with database_errors(where), run_lock(where, making.name):
-        study = create(where, making, workers, device)
-        client, parent = open_tracker(where), study.user_attrs["parent_run"]
-        reopen_run(client, parent)
+        study = create(where, making, workers, device, offline)
+        if not offline:
+            reopen_run(open_tracker(where), study.user_attrs["parent_run"])
         try:
-            tidy(where, study)
+            end_dead(where, study)
+            if not offline:
+                sync(where, study)
             with claim_lock(where, making.name):
                 refill(study, planned_cells(study), making.recipe.max_attempts)
             allow(study, max_cells=max_cells, budget_seconds=budget_seconds, now=as_of_now())
@@ -192,13 +203,17 @@ def carry_out(
                 refuse_full_disk(where, making.dataset, study, workers)
                 supervise(where, study, workers, device, show_progress)
         finally:
-            tidy(where, study)
+            end_dead(where, study)
             if workers or stage_of(study).is_finished:  # or it goes on elsewhere, and who finishes it says so
-                end_run(client, parent, "FINISHED" if stage_of(study).is_finished else "KILLED")
+                home = home_of(where, study.user_attrs, offline=offline)
+                end_study(home, where.spool(making.name), "FINISHED" if stage_of(study).is_finished else "KILLED")
+            if not offline:
+                with suppress(StudyError, *DATABASE_ERRORS):  # `study status` says what waits
+                    sync(where, study)
     return StudyHandle(making.name, where)
 
 
-def create(where: Places, making: Making, workers: int, device: str) -> optuna.Study:
+def create(where: Places, making: Making, workers: int, device: str, offline: bool = False) -> optuna.Study:
     """The study of that name, made whole if there is none, or left by a stop before it was whole.
 
     Raises:
@@ -206,7 +221,8 @@ def create(where: Places, making: Making, workers: int, device: str) -> optuna.S
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     make_study_schema(where)
-    make_tracking_schema(where)
+    if not offline:
+        make_tracking_schema(where)
     name, dataset = making.name, making.dataset
     study = optuna.create_study(study_name=name, storage=open_storage(where), direction="maximize", load_if_exists=True)
     refuse_other_version(study)
@@ -219,21 +235,28 @@ def create(where: Places, making: Making, workers: int, device: str) -> optuna.S
         if differs:
             raise StudyError(f"study {name} was made differently: {'; '.join(differs)}. Give this one another --name")
         study.set_user_attr("dataset", str(dataset.path.resolve()))  # the same data may have moved
-        return study
+    else:
+        introduce(study, making, workers, device)
+    if not offline:
+        register(where, study)
+    return study
+
+
+def introduce(study: optuna.Study, making: Making, workers: int, device: str) -> None:
+    """Have a new study say what it is: its recipe, data, baselines, versions and cells."""
+    name, dataset = making.name, making.dataset
     threads = making.threads or max(1, (os.cpu_count() or 1) // max(1, workers))
     chosen = settle(device, threads)
-    client = open_tracker(where)
-    experiment_id, parent = open_experiment(client, where, making.experiment or name, name)
-    log_dataset(client, parent, dataset)
     about = dict(making.about) | {
-        "recipe": told,
+        "recipe": dataclasses.asdict(making.recipe),
         "dataset": str(dataset.path.resolve()),
         "dataset_digest": dataset.digest,
         "dataset_counts": dataset.manifest.counts,
         "dropped": dataset.manifest.dropped,
         "threads": threads,
-        "experiment_id": experiment_id,
-        "parent_run": parent,
+        "experiment": making.experiment or name,
+        "experiment_id": None,  # as its own run: the tracker's to give
+        "parent_run": None,
         "splits": list(making.splits),
         "grace_seconds": making.grace_seconds,
         "baselines": baseline_metrics(dataset, making, chosen),
@@ -247,7 +270,6 @@ def create(where: Places, making: Making, workers: int, device: str) -> optuna.S
     }
     for key, value in about.items():
         study.set_user_attr(key, value)
-    return study
 
 
 def baseline_metrics(dataset: Dataset, making: Making, device: torch.device) -> dict[str, dict[str, float]]:
@@ -264,21 +286,10 @@ def baseline_metrics(dataset: Dataset, making: Making, device: torch.device) -> 
     return metrics
 
 
-def tidy(where: Places, study: optuna.Study) -> int:
-    """End what dead workers left open: their trials, whose cells are queued again, and the runs of trials that ended.
-
-    Returns:
-        How many trials were ended.
-    """
+def end_dead(where: Places, study: optuna.Study) -> int:
+    """End the trials of workers that are gone, and queue their cells again. Returns how many trials."""
     storage = open_storage(where, study.user_attrs["grace_seconds"])
-    ended = reap(study, storage, claim_lock(where, study.study_name), now=datetime.now())
-    trials = study.get_trials(deepcopy=False)
-    runs = {state: {t.user_attrs.get("run_id") for t in trials if t.state == state} for state in TrialState}
-    client, experiment = open_tracker(where), study.user_attrs["experiment_id"]
-    close_orphans(
-        client, experiment, study.study_name, finished=runs[TrialState.COMPLETE], running=runs[TrialState.RUNNING]
-    )
-    return len(ended)
+    return len(reap(study, storage, claim_lock(where, study.study_name), now=datetime.now()))
 
 
 def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, workers: int) -> None:
@@ -316,7 +327,7 @@ def supervise(where: Places, study: optuna.Study, workers: int, device: str, sho
     """
 
     def on_death() -> int:
-        tidy(where, study)
+        end_dead(where, study)
         return sum(t.state != TrialState.WAITING for t in study.get_trials(deepcopy=False))
 
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,12 +1,14 @@
 """Where a study stands, as a few lines of text."""
 
 from datetime import datetime
+from pathlib import Path
 
 import optuna
 from optuna.trial import TrialState
 
 from study.cells import attempts, is_failure, planned_cells, progress
 from study.estimate import compared, duration, seconds_at_work, seconds_left
+from study.spool import waiting
 
 
 def describe(study: optuna.Study) -> str:
@@ -39,3 +41,19 @@ def describe(study: optuna.Study) -> str:
                 f"failed {len(failures)} times: {last['arm']} {cell[:12]}: {last.get('error', 'its worker died')}"
             )
     return "\n".join(lines)
+
+
+def untold(study: Path) -> str:
+    """`tracking: 124 records of 6 runs wait for the tracker; study sync sends them`, or nothing.
+
+    Args:
+        study: The folder of the study's spools.
+    """
+    records, runs = waiting(study)
+    said = f"tracking: {number(records, 'record')} of {number(runs, 'run')}"
+    return f"{said} {'wait' if records > 1 else 'waits'} for the tracker; study sync sends them" if records else ""
+
+
+def number(n: int, what: str) -> str:
+    """`1 record`, `6 runs`."""
+    return f"{n} {what}{'' if n == 1 else 's'}"

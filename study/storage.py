@@ -60,6 +60,10 @@ class Places:
         """The folders of a study's unfinished trials."""
         return (self.checkpoints or self.mlruns / "resume") / study
 
+    def spool(self, study: str) -> Path:
+        """What the runs of a study could not tell the tracker from this machine."""
+        return self.mlruns / "spool" / study
+
 
 def places(mlruns: Path, storage: str | None, tracking_uri: str | None, checkpoint_dir: Path | None = None) -> Places:
     """The addresses that were given, and SQLite files in mlruns for those that were not.
@@ -377,6 +381,17 @@ def open_study(where: Places, name: str | None) -> optuna.Study:
     study = optuna.load_study(study_name=name, storage=storage)
     refuse_other_version(study)
     return study
+
+
+def open_studies(where: Places, name: str | None) -> list[optuna.Study]:
+    """A study, and its confirming runs' where they were begun.
+
+    Raises:
+        StudyError: As `open_study`.
+    """
+    study = open_study(where, name)
+    confirming = f"{study.study_name}{CONFIRM}"
+    return [study, open_study(where, confirming)] if has_study(where, confirming) else [study]
 
 
 def refuse_other_version(study: optuna.Study) -> None:

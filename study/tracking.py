@@ -1,27 +1,29 @@
-"""MLflow: the experiment and parent run of a study, and a run for each trial. The one file that writes to it."""
+"""MLflow: the experiment and parent run of a study, and a run for each trial. With `sending`, all that writes to it."""
 
+import functools
 import json
 import logging
-import os
 import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-# Read when MLflow is imported: no look-up of a telemetry host in every process. Said in the README.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# A report reads dozens of small artifacts: a bar for each would hide what it prints.
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
+import optuna
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as TrackedDataset
-from mlflow.entities import DatasetInput, Metric, Param, RunStatus, ViewType
+from mlflow.entities import DatasetInput, RunStatus
+from optuna.trial import TrialState
 
 from skiprec.dataset import Dataset, Split
+from skiprec.errors import StudyError
 from skiprec.files import writing_to
 from skiprec.run import ranks_file
+from study.cells import RUN_KEY
+from study.sending import Home, Sender, Unreachable, quoted
+from study.spool import PARENT, Spool, spools
 from study.storage import Places, check_server, new_database, with_settings
 
 for noisy in ("mlflow", "alembic"):
@@ -49,6 +51,28 @@ def open_tracker(where: Places) -> MlflowClient:
     """
     check_server(where.tracking_uri)
     return MlflowClient(tracking_uri=with_settings(where.tracking_uri))
+
+
+def home_of(where: Places, about: Mapping[str, Any], *, offline: bool = False) -> Home:
+    """Where a study's runs go, by what the study says of itself. The tracker is not asked yet.
+
+    Args:
+        where: Names the tracker.
+        about: The study's attributes.
+        offline: Whether to leave the tracker alone, as for a study that was made without it.
+    """
+    is_unknown = offline or about["parent_run"] is None
+    way = without_tracker if is_unknown else functools.cache(functools.partial(open_tracker, where))
+    return Home(way, about["experiment_id"], about["parent_run"])
+
+
+def without_tracker() -> MlflowClient:
+    """The way to no tracker.
+
+    Raises:
+        StudyError: Always.
+    """
+    raise StudyError("the study goes on --offline")
 
 
 def make_schema(where: Places) -> None:
@@ -111,102 +135,152 @@ def save_view(client: MlflowClient, experiment_id: str) -> None:
     client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
 
 
-def quoted(text: str) -> str:
-    """A text as MLflow's filters take it: they know no escapes, but either kind of quote."""
-    return f"'{text}'" if "'" not in text else f'"{text}"'
-
-
-def end_run(client: MlflowClient, run_id: str, status: str) -> None:
-    """Close a run as FINISHED, FAILED or KILLED."""
-    client.set_terminated(run_id, status)
-
-
 def reopen_run(client: MlflowClient, run_id: str) -> None:
     """Say that a run goes on."""
     client.update_run(run_id, status="RUNNING")
 
 
-def close_orphans(
-    client: MlflowClient, experiment_id: str, study: str, *, finished: set[str | None], running: set[str | None]
-) -> None:
-    """Close the trials' runs that nobody is working on any more.
+def close_orphans(client: MlflowClient, study: optuna.Study) -> None:
+    """Close the trials' runs that nobody is working on any more: those whose trial does not run.
 
-    Args:
-        client: The tracker.
-        experiment_id: That the study's runs are in.
-        study: Whose runs.
-        finished: Runs whose trial is COMPLETE: killed between the two databases, they are FINISHED, others KILLED.
-        running: Runs whose trial is at work.
+    Killed between the two databases, a run whose trial is COMPLETE is FINISHED; others are KILLED.
     """
-    status = RunStatus.to_string(RunStatus.RUNNING)
-    still_open = f"attributes.status = '{status}' and tags.role = 'trial' and tags.study = {quoted(study)}"
-    found, token = set(), None
-    while True:  # all of them first: pages are counted off, and closed runs would shift them
-        runs = client.search_runs([experiment_id], still_open, run_view_type=ViewType.ACTIVE_ONLY, page_token=token)
-        found |= {run.info.run_id for run in runs}
-        if not (token := runs.token):
+    running = RunStatus.to_string(RunStatus.RUNNING)
+    still_open = f"attributes.status = '{running}' and tags.role = 'trial' and tags.study = {quoted(study.study_name)}"
+    runs, token = [], None
+    while not runs or token:
+        page = client.search_runs([study.user_attrs["experiment_id"]], still_open, page_token=token)
+        runs, token = [*runs, *page], page.token
+        if not page:
             break
-    for run_id in found - running:
-        end_run(client, run_id, "FINISHED" if run_id in finished else "KILLED")
+    # The trials after the runs: one that begins in between is not among the runs.
+    states = {t.user_attrs.get(RUN_KEY): t.state for t in study.get_trials(deepcopy=False)} if runs else {}
+    for run in runs:
+        state = states.get(run.data.tags.get(RUN_KEY))
+        if state != TrialState.RUNNING:
+            client.set_terminated(run.info.run_id, "FINISHED" if state == TrialState.COMPLETE else "KILLED")
 
 
-def log_dataset(client: MlflowClient, run_id: str, dataset: Dataset) -> None:
+def tracked(path: Path, digest: str) -> dict[str, str]:
+    """A dataset as MLflow names it."""
+    source = json.dumps({"uri": str(path.resolve())})
+    return {"name": path.name, "digest": digest[:8], "source_type": "local", "source": source}
+
+
+def log_dataset(client: MlflowClient, run_id: str, path: Path, digest: str) -> None:
     """Show a dataset as a run's input.
 
     The first run of an experiment that names it must do so alone: two at once collide in MLflow's database.
     """
-    tracked = TrackedDataset(
-        name=dataset.path.name,
-        digest=dataset.digest[:8],
-        source_type="local",
-        source=json.dumps({"uri": str(dataset.path.resolve())}),
-    )
-    client.log_inputs(run_id, [DatasetInput(tracked)])
+    client.log_inputs(run_id, [DatasetInput(TrackedDataset(**tracked(path, digest)))])
+
+
+def end_study(home: Home, study: Path, status: str) -> None:
+    """Close a study's own run as FINISHED or KILLED; where the tracker is away, when it is back.
+
+    Args:
+        home: Names the run.
+        study: The folder of the study's spools.
+        status: The run's.
+    """
+    spool = Spool(study, PARENT)
+    record = {"kind": "end", "run_id": home.parent, "at": now(), "status": status}
+    try:
+        Sender(home, PARENT, home.parent).send(record, None, seconds=PATIENT_SECONDS)
+    except Unreachable:
+        spool.append(record)
+
+
+def now() -> int:
+    """The moment, as MLflow counts it: milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+RETRY_SECONDS = 10.0
+"""Between two tries to reach a tracker that is away, within a trial."""
+QUICK_SECONDS = 3
+"""How long a trial waits for a server's answer: a hung one is taken for away, and costs an epoch no more than this."""
+PATIENT_SECONDS = 60
+"""How long those wait who have nothing else to do."""
 
 
 class MLflowTracker:
-    """A trial's run, nested under its study's.
+    """A trial's run, nested under its study's. While MLflow is away training goes on, and its record waits in a spool.
 
     Args:
-        client: The tracker.
-        experiment_id: Of the study.
-        parent: The study's run.
+        home: Where the run goes.
+        spool: The run's own.
         dataset: What is trained on; shown as the run's input.
         name: Of the run, for people.
         tags: study, cell, attempt, arm, seed, dataset_digest, git_commit.
     """
 
-    def __init__(
-        self,
-        client: MlflowClient,
-        experiment_id: str,
-        parent: str,
-        dataset: Dataset,
-        name: str,
-        tags: Mapping[str, str],
-    ) -> None:
-        self.client = client
-        tags = dict(tags) | {"mlflow.parentRunId": parent, "role": "trial"}
-        self.run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-        log_dataset(client, self.run_id, dataset)
+    def __init__(self, home: Home, spool: Spool, dataset: Dataset, name: str, tags: Mapping[str, str]) -> None:
+        self.sender = Sender(home, spool.key)
+        self.spool = spool
+        self.tried = -RETRY_SECONDS
+        """When the tracker was last found away."""
+        self._say("create", name=name, tags=dict(tags) | {"role": "trial", RUN_KEY: spool.key})
+        self._say("input", dataset=tracked(dataset.path, dataset.digest))
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's, once it has given one."""
+        return self.sender.run_id
 
     def log_params(self, params: Mapping[str, bool | int | float | str]) -> None:
         """The run's flat configuration."""
-        self.client.log_batch(self.run_id, params=[Param(k, str(v)) for k, v in params.items()])
+        self._say("params", params={name: str(value) for name, value in params.items()})
 
     def log_metrics(self, metrics: Mapping[str, float], *, epoch: int) -> None:
         """All metrics of one epoch, in one call: one a metric would take longer than a small epoch."""
-        now = time.time_ns() // 1_000_000
-        self.client.log_batch(self.run_id, metrics=[Metric(k, v, now, epoch) for k, v in metrics.items()])
+        self._say("metrics", metrics=dict(metrics), epoch=epoch)
 
     def log_artifact(self, path: Path) -> None:
         """A file of the run."""
-        with writing_to(path):  # where the tracker's files are a folder, it may be full
-            self.client.log_artifact(self.run_id, str(path))
+        self._say("artifact", path, name=path.name)
 
     def end(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
-        end_run(self.client, self.run_id, status)
+        self._say("end", status=status)
+
+    def _say(self, kind: str, file: Path | None = None, **told: Any) -> None:
+        """Send a record, after those that wait; where MLflow is away, put it behind them."""
+        record = {"kind": kind, "run_id": self.run_id, "at": now()} | told
+        try:
+            if self.spool.is_empty or self._caught_up():
+                self.sender.send(record, file, seconds=QUICK_SECONDS)
+                return
+        except Unreachable:
+            self.tried = time.monotonic()
+        self.spool.append(record | {"run_id": self.run_id}, file)
+
+    def _caught_up(self) -> bool:
+        """Send what waits, if the last try was a while ago. Returns whether nothing waits any more."""
+        if time.monotonic() - self.tried < RETRY_SECONDS:
+            return False
+        self.spool.replay(functools.partial(self.sender.send, seconds=QUICK_SECONDS, waited=True))
+        return True
+
+
+def send_waiting(home: Home, study: Path) -> tuple[int, int]:
+    """Send what waits of a study's runs.
+
+    Args:
+        home: Where they go.
+        study: The folder of their spools.
+
+    Returns:
+        How many records, of how many runs.
+
+    Raises:
+        Unreachable: If the tracker is still away; what was not sent waits on.
+    """
+    counts = []
+    for spool in spools(study):
+        sender = Sender(home, spool.key, home.parent if spool.key == PARENT else None)
+        counts.append(spool.replay(functools.partial(sender.send, seconds=PATIENT_SECONDS, waited=True)))
+    return sum(counts), sum(map(bool, counts))
 
 
 def read_ranks(client: MlflowClient, run_id: str, split: Split) -> pd.DataFrame:

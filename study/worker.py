@@ -23,9 +23,10 @@ from study.heartbeat import beating
 from study.objective import Workplace, attempt, give_up
 from study.reaper import reap, worker_name
 from study.sampler import WithinArm
+from study.sending import Unreachable
 from study.space import Recipe
 from study.storage import Places, claim_lock, database_errors, open_storage, open_study
-from study.tracking import end_run, git_commit, open_tracker
+from study.tracking import end_study, git_commit, home_of, send_waiting
 
 IDLE_SECONDS = 2.0
 """Between two looks of a worker that has nothing to do while others still have."""
@@ -84,8 +85,10 @@ def work(where: Places, name: str, device: str, parent: int | None = None) -> No
             if trial is not None:
                 at_work(place, trial, beats, grace)
             elif (stage := stage_of(study)).running == 0:
-                if stage.is_finished:
-                    end_run(place.client, place.about["parent_run"], "FINISHED")
+                if stage.is_finished and place.home.parent and parent is None:  # or who started this one says so
+                    end_study(place.home, place.spool, "FINISHED")
+                with suppress(Unreachable):  # `study status` says what waits on
+                    send_waiting(place.home, place.spool)
                 return
             else:  # the cell of a worker that dies is to be taken up
                 reap(study, beats, place.exclusively, now=datetime.now())
@@ -141,7 +144,8 @@ def workplace(where: Places, study: optuna.Study, device: str, should_stop: Call
             lambda targets: {split: Evaluator(dataset, split, chosen, only_targets=targets) for split in splits}
         ),
         device=chosen,
-        client=open_tracker(where),
+        home=home_of(where, attrs),
+        spool=where.spool(study.study_name),
         exclusively=claim_lock(where, study.study_name),
         about=attrs,
         resume=where.resume(study.study_name),

@@ -225,10 +225,10 @@ class FakeConfirming:
                 done.append(own)
         return self
 
-    def read_ranks(self, run_id):
+    def read_ranks(self, run):
         """As `write_report` takes it."""
-        self.reads.append(run_id)
-        return self.tables[run_id]
+        self.reads.append(run.run_id)
+        return self.tables[run.run_id]
 
 
 CONTROL = "control: another session's skips"

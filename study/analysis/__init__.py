@@ -161,14 +161,14 @@ class Analysis:
 def analyse(
     study: optuna.Study,
     confirming: optuna.Study | None = None,
-    read_ranks: Callable[[str], pd.DataFrame] | None = None,
+    read_ranks: Callable[[DoneCell], pd.DataFrame] | None = None,
 ) -> Analysis:
     """Everything a report needs, from a study that is finished or under way.
 
     Args:
         study: The search.
         confirming: Its confirming runs, if there are any.
-        read_ranks: MLflow run id of a confirming run -> its test ranks.
+        read_ranks: A confirming run -> its test ranks.
 
     Raises:
         StudyError: If no trial is complete.

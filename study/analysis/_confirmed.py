@@ -142,12 +142,12 @@ class Confirmed:
         return max(self.arms, key=lambda arm: arm.validation)
 
 
-def confirmed(study: optuna.Study, read_ranks: Callable[[str], pd.DataFrame]) -> Confirmed | None:
+def confirmed(study: optuna.Study, read_ranks: Callable[[DoneCell], pd.DataFrame]) -> Confirmed | None:
     """What a study's confirming runs show so far.
 
     Args:
         study: The confirming one.
-        read_ranks: MLflow run id -> its test ranks, a row a session (see `skiprec.run.Run.finish`).
+        read_ranks: A run -> its test ranks, a row a session (see `skiprec.run.Run.finish`).
 
     Returns:
         None where no seed is complete in every arm that has runs.
@@ -162,7 +162,7 @@ def confirmed(study: optuna.Study, read_ranks: Callable[[str], pd.DataFrame]) ->
         return None
     own = {arm: tuple(by_seed[seed] for seed in seeds) for arm, by_seed in runs.items()}
     twin = {arm: next(other for other in own if own[other] == own[arm]) for arm in own}
-    read = {arm: ranks_of([run.run_id for run in own[arm]], read_ranks) for arm in dict.fromkeys(twin.values())}
+    read = {arm: ranks_of(own[arm], read_ranks) for arm in dict.fromkeys(twin.values())}
     ranks = {arm: read[twin[arm]] for arm in own}
     claims = claims_from(recipe["claims"], recipe["arms"])
     bases = {arm: base_of(arm, configs, own, claims) for arm in own}

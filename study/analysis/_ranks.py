@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
+from study.analysis._tables import DoneCell
 from study.claims import MEASURES
 
 # K seeds, S sessions.
@@ -33,9 +34,9 @@ class Ranks:
         return ~np.isnan(self.by_measure[measure][0])
 
 
-def ranks_of(run_ids: Sequence[str], read_ranks: Callable[[str], pd.DataFrame]) -> Ranks:
+def ranks_of(runs: Sequence[DoneCell], read_ranks: Callable[[DoneCell], pd.DataFrame]) -> Ranks:
     """The ranks of some runs, in their order."""
-    tables = [read_ranks(run_id) for run_id in run_ids]
+    tables = [read_ranks(run) for run in runs]
     by_measure = {m: np.stack([table[m].to_numpy(dtype=np.float32) for table in tables]) for m in MEASURES}
     return Ranks(by_measure, tables[0].drop(columns=list(MEASURES)))
 

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from skiprec.config import from_flat
 from skiprec.evaluation import HIT_RATE_AT
 from skiprec.files import canonical_json
-from study.cells import attempts, cell_status, facts, is_failure
+from study.cells import RUN_KEY, attempts, cell_status, facts, is_failure
 from study.space import effective, experiment
 
 ARCHITECTURES = ("unidirectional", "bidirectional")
@@ -49,6 +49,9 @@ class DoneCell:
     train_seconds: float
     eval_seconds: float
     run_id: str
+    """MLflow's; empty where the tracker was away from the trial's start to its end."""
+    run_key: str
+    """The run's tag, by which it is found then."""
     weights: str
     config: dict[str, Any]
     """Every setting."""
@@ -182,6 +185,7 @@ def done_cells(trials: Iterable[FrozenTrial]) -> tuple[DoneCell, ...]:
                 train_seconds=about["train_seconds"],
                 eval_seconds=about["eval_seconds"],
                 run_id=about.get("run_id", ""),
+                run_key=about.get(RUN_KEY, ""),
                 weights=about.get("weights", ""),
                 config=about["config"],
                 settings=shown_settings(about["config"]),

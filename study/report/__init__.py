@@ -11,13 +11,15 @@ import optuna
 import pandas as pd
 import tomli_w
 
+from skiprec.errors import StudyError
 from skiprec.files import new_folder, refuse_existing
-from study.analysis import analyse
+from study.analysis import DoneCell, analyse
 from study.report._blocks import Table
 from study.report._figures import draw
 from study.report._page import best_toml, sections, top
 from study.report._render import html_page, markdown_environment, markdown_page, markdown_table, markdown_text
 from study.report._summary import finite, summary, tables
+from study.sending import find_run
 from study.storage import CONFIRM, Places, database_errors, has_study, open_study
 from study.tracking import log_report, open_tracker, read_ranks
 
@@ -45,12 +47,16 @@ def report_study(where: Places, name: str | None, out: Path) -> list[Path]:
         if "confirms" in study.user_attrs:
             study = open_study(where, study.user_attrs["confirms"])
         confirming = f"{study.study_name}{CONFIRM}"
-        client = open_tracker(where)
+        if study.user_attrs["parent_run"] is None:
+            raise StudyError(
+                f"study {study.study_name} was made --offline: `study sync` first, as its report is kept in MLflow too"
+            )
+        client, experiment = open_tracker(where), study.user_attrs["experiment_id"]
         paths = write_report(
             study,
             out,
             confirming=open_study(where, confirming) if has_study(where, confirming) else None,
-            read_ranks=lambda run_id: read_ranks(client, run_id, "test"),
+            read_ranks=lambda run: read_ranks(client, run.run_id or find_run(client, experiment, run.run_key), "test"),
         )
         log_report(client, study.user_attrs["parent_run"], out, note(out))
     return paths
@@ -60,7 +66,7 @@ def write_report(
     study: optuna.Study,
     out: Path,
     confirming: optuna.Study | None = None,
-    read_ranks: Callable[[str], pd.DataFrame] | None = None,
+    read_ranks: Callable[[DoneCell], pd.DataFrame] | None = None,
 ) -> list[Path]:
     """Write report.html, report.md, summary.json, figures/, tables and settings into a new folder.
 
@@ -68,7 +74,7 @@ def write_report(
         study: Finished or under way; at least one cell complete.
         out: The folder to make.
         confirming: Its confirming runs, if there are any.
-        read_ranks: MLflow run id of a confirming run -> its test ranks.
+        read_ranks: A confirming run -> its test ranks.
 
     Returns:
         The files, the page first.
