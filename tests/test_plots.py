@@ -179,7 +179,7 @@ def test_differences_have_their_axis_label_within_the_figure(name, width):
     runs = confirming_study().run_all()
     found = analyse(mixed_study().study, runs.study, runs.read_ranks).confirmed
     figure = plots.claims(found, width=width) if name == "claims" else plots.groups(found.claims[0], 0.01, width=width)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (axes,) = figure.axes
     label = axes.xaxis.label.get_window_extent()
     assert figure.bbox.x0 <= label.x0 < label.x1 <= figure.bbox.x1
