@@ -48,7 +48,7 @@ study_name=$(basename "$recipe" .toml | tr _ -)-$(python -c 'import json; print(
 step study confirm "$study_name" --workers 2
 # Written beside, then put in the place of an earlier demo's.
 rm -rf report.new
-step study report "$study_name" --out report.new
+step study report "$study_name" --out report.new | sed 's/report\.new/report/'
 if [ -e report/summary.json ]; then rm -rf report; fi
 mv report.new report
 step study status "$study_name"

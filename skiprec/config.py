@@ -88,12 +88,13 @@ def checked(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     taken = {name: typed(hints[name], value, f"{where}: {name}") for name, value in values.items() if name in hints}
     for name in values.keys() - hints.keys():
         raise ConfigError(f"{where}: {unknown(name, hints)}")
+    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory]  # both are MISSING
+    if missing := [name for name in required if name not in taken]:
+        raise ConfigError(f"{where}: missing {', '.join(missing)}; expected at least {', '.join(required)}")
     try:
         return cls(**taken)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-    except TypeError as error:  # a field without a default is missing
-        raise ConfigError(f"{where}: {str(error).split('() ')[-1]}") from error
 
 
 def unknown(name: str, known: Iterable[str]) -> str:

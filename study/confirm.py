@@ -60,10 +60,14 @@ def confirm(
 
     Raises:
         StudyError: If the study is not finished, has an arm without a result, was confirmed in another way, or no
-            number of seeds is enough.
+            number of seeds is enough; or if `seeds` or `detect` cannot be.
     """
     if seeds is not None and seeds < FEWEST_SEEDS:
         raise StudyError(f"--seeds is {seeds}, expected at least {FEWEST_SEEDS}: with fewer, chance decides")
+    if detect is not None and not 0 < detect < 1:
+        raise StudyError(f"--detect is {detect:g}, expected a difference of HR@10 such as 0.01, which is one point")
+    if seeds is not None and detect is not None:
+        raise StudyError(f"--seeds is {seeds} and --detect {detect:g}, expected one of them: each says how many seeds")
     with database_errors(where):
         study = open_study(where, name)
         name, attrs = study.study_name, study.user_attrs

@@ -102,13 +102,16 @@ def open_experiment(client: MlflowClient, where: Places, name: str, study: str) 
         save_view(client, experiment_id)
     else:
         experiment_id = experiment.experiment_id
-    parents = client.search_runs(
-        [experiment_id], f"tags.role = 'study' and tags.study = {quoted(study)}", max_results=1
-    )
-    if parents:
-        return experiment_id, parents[0].info.run_id
+    if run_id := study_run(client, experiment_id, study):
+        return experiment_id, run_id
     run = client.create_run(experiment_id, run_name=study, tags={"study": study, "role": "study"})
     return experiment_id, run.info.run_id
+
+
+def study_run(client: MlflowClient, experiment_id: str, study: str) -> str | None:
+    """The id of a study's own run, which its trials are nested under, or None where there is none."""
+    found = client.search_runs([experiment_id], f"tags.role = 'study' and tags.study = {quoted(study)}", max_results=1)
+    return found[0].info.run_id if found else None
 
 
 VIEW = "skiprec"

@@ -1,4 +1,4 @@
-"""The MLflow UI as a child process, with settings that start fast, and the page that shows a study's trials."""
+"""The MLflow UI as a child process, with settings that start fast, and the pages that show a study."""
 
 import os
 import signal
@@ -44,8 +44,8 @@ def serve(where: Places, port: int) -> None:
     try:
         wait_until_ready(server, address, where)
         print(f"the MLflow UI is at {address}; Ctrl-C stops it")
-        for name, page in study_pages(address):
-            print(f"  study {name}: {page}")
+        for name, trials, answer in study_pages(address):
+            print(f"  study {name}: {trials}\n    its answer: {answer}")
         if server.wait():
             raise StudyError(f"the MLflow server at {address} ended with exit code {server.returncode} (see above)")
     finally:
@@ -71,15 +71,18 @@ def wait_until_ready(server: subprocess.Popen, address: str, where: Places) -> N
     raise StudyError(f"the MLflow server at {address} did not answer within {START_SECONDS} s")
 
 
-def study_pages(address: str) -> list[tuple[str, str]]:
-    """Each study's name and the page that lists its trials, the best first: see `tracking.save_view`."""
+def study_pages(address: str) -> list[tuple[str, str, str]]:
+    """Each study's name, the page that lists its trials, the best first, and that of its own run.
+
+    The list leaves that run out (see `tracking.save_view`); its description is the answer, once there is a report.
+    """
     from mlflow import MlflowClient
 
-    from study.tracking import VIEW
+    from study.tracking import VIEW, study_run
 
-    experiments = MlflowClient(tracking_uri=address).search_experiments()
-    return [
-        (e.name, f"{address}/#/experiments/{e.experiment_id}/runs?viewStateShareKey={VIEW}")
-        for e in experiments
-        if e.name != "Default"
-    ]
+    client, pages = MlflowClient(tracking_uri=address), []
+    for experiment in client.search_experiments():
+        if run_id := study_run(client, experiment.experiment_id, experiment.name):
+            runs = f"{address}/#/experiments/{experiment.experiment_id}/runs"
+            pages.append((experiment.name, f"{runs}?viewStateShareKey={VIEW}", f"{runs}/{run_id}"))
+    return pages

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import pytest
 from mlflow import MlflowClient
@@ -116,6 +117,22 @@ def test_the_seeds_planned_are_those_that_the_noise_of_repeats_and_finalists_ask
     assert max(planned.values()) > FEWEST_SEEDS
     with pytest.raises(StudyError, match="no number of seeds is enough for S\\+ less S-, with 300 sessions"):
         planned_seeds(handle.where, study, chosen, 0.0001)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "detect", "message"),
+    [
+        (None, 2.0, "--detect is 2, expected a difference of HR@10 such as 0.01, which is one point"),
+        (None, 0.0, "--detect is 0, expected a difference"),
+        (None, -0.01, "--detect is -0.01, expected a difference"),
+        (6, 0.05, "--seeds is 6 and --detect 0.05, expected one of them"),
+    ],
+)
+def test_seeds_are_not_planned_for_what_is_no_difference_or_when_they_are_given(tmp_path, seeds, detect, message):
+    """Nothing is read or made: how many seeds a study has could not be changed any more."""
+    with pytest.raises(StudyError, match=re.escape(message)):
+        confirm(places(tmp_path / "none", None, None), None, seeds=seeds, detect=detect)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unfinished_study_is_not_confirmed(data, tmp_path):  # noqa: F811

@@ -2,7 +2,7 @@
 
 import matplotlib
 import pytest
-from fake_study import AWKWARD, FakeStudy, mixed_study
+from fake_study import AWKWARD, FakeStudy, confirming_study, mixed_study
 
 from study import plots
 from study.analysis import analyse
@@ -170,3 +170,19 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone(found):
     before = dict(matplotlib.rcParams)
     plots.cost(found.arms)
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("name", ["claims", "groups"])
+@pytest.mark.parametrize("width", [plots.WIDE, plots.NARROW])
+def test_differences_have_their_axis_label_within_the_figure(name, width):
+    """Also beside long names on a telephone, and apart from the ticks above it and the legend below it."""
+    runs = confirming_study().run_all()
+    found = analyse(mixed_study().study, runs.study, runs.read_ranks).confirmed
+    figure = plots.claims(found, width=width) if name == "claims" else plots.groups(found.claims[0], 0.01, width=width)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    label = axes.xaxis.label.get_window_extent()
+    assert figure.bbox.x0 <= label.x0 < label.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= label.y0
+    others = [t for t in axes.get_xticklabels() if t.get_text()] + [t for k in figure.legends for t in k.get_texts()]
+    assert not any(label.overlaps(other.get_window_extent()) for other in others)

@@ -47,6 +47,7 @@ def refused(tmp_path, text):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (('name = "small"\n', ""), "missing name; expected at least name, sampler, arms"),
         (('name = "small"', 'name = "small"\nsampel = 3'), "unknown setting 'sampel', did you mean 'sampler'?"),
         (("exhaustive", "grid"), "sampler is 'grid', expected 'exhaustive' or 'tpe' or 'random'"),
         (("[0.001, 0.003]", "[]"), "arm 'S-': learning_rate is [], expected a list of different values"),

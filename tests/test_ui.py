@@ -23,10 +23,10 @@ def free_port():
 
 
 def test_the_ui_starts_names_the_studies_and_stops_with_ctrl_c(tmp_path):
-    """It answers on loopback, links each study's trials, and ends with exit code 0."""
+    """It answers on loopback, links each study's trials and its own run, and ends with exit code 0."""
     where = places(tmp_path / "mlruns", None, None)
     where.mlruns.mkdir()
-    open_experiment(open_tracker(where), where, "some-study", "some-study")
+    _, run_id = open_experiment(open_tracker(where), where, "some-study", "some-study")
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "study", "ui", "--port", str(port)],
@@ -39,7 +39,9 @@ def test_the_ui_starts_names_the_studies_and_stops_with_ctrl_c(tmp_path):
     try:
         assert process.stdout.readline() == f"the MLflow UI is at http://127.0.0.1:{port}; Ctrl-C stops it\n"
         line = process.stdout.readline()
-        assert line.startswith(f"  study some-study: http://127.0.0.1:{port}/#/experiments/1")
+        assert line == f"  study some-study: http://127.0.0.1:{port}/#/experiments/1/runs?viewStateShareKey=skiprec\n"
+        answer = process.stdout.readline()
+        assert answer == f"    its answer: http://127.0.0.1:{port}/#/experiments/1/runs/{run_id}\n"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as page:
             assert page.status == 200
     finally:

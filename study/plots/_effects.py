@@ -110,7 +110,9 @@ def forest(lines: Sequence[Line], worthwhile: float, label: str, keys: Sequence[
         tick.set_fontweight("bold" if line.strong else "normal")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(label, fontsize=8, loc="left" if width < WIDE else "center")
+    axes.set_xlabel(label, fontsize=8)
+    # In the middle of the figure: beside long names a narrow figure's axes have no room for it.
+    axes.xaxis.set_label_coords(0.5, bottom - 0.25 / height, transform=figure.transFigure)
     if keys:
         figure.legend(handles=keys, loc="lower center", ncols=3)
     return figure

@@ -4,6 +4,9 @@ import base64
 from dataclasses import dataclass
 from typing import ClassVar
 
+NARROWEST = 16
+"""Letters: a text column is never narrower, unless all that is in it is shorter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -51,6 +54,12 @@ class Table:
     """Rows that stand out."""
     theirs: int = 0
     """How many columns at the right are the paper's."""
+
+    @property
+    def letters(self) -> tuple[int, ...]:
+        """For how many letters each text column keeps room: its longest cell, or NARROWEST where that is longer."""
+        columns = list(zip(*self.rows, strict=True))[: self.text_columns]
+        return tuple(min(max(map(len, column)), NARROWEST) for column in columns)
 
 
 @dataclass(frozen=True, slots=True)

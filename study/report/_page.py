@@ -163,7 +163,7 @@ def noise(found: Analysis, pictures: Pictures) -> Section:
         blocks.append(
             Text(
                 "No two cells of the search differ by their seed alone, so it does not show how far chance moves a "
-                "run. Two seeds in the recipe, or alpha and beta as lists, would."
+                "run; `repeats = 1` in the recipe would."
             )
         )
     blocks += [pictures["noise"]] if "noise" in pictures else []
