@@ -22,9 +22,9 @@ from skiprec.dataset import load_dataset
 from skiprec.prepare import prepare_logs
 from skiprec.synthetic import synthesize_logs
 from study.cells import facts
-from study.run import Making, create, launch, locked
+from study.run import Making, create, launch
 from study.space import Recipe
-from study.storage import places
+from study.storage import places, run_lock
 
 RECIPE = Recipe(
     name="tiny",
@@ -79,7 +79,7 @@ def main() -> None:
         handle = launch(RECIPE, folder / "data", **options)
         if finished:
             where, crowded = places(folder / "mlruns", None, None), dataclasses.replace(RECIPE, name="crowded")
-            with locked(where, "crowded"):
+            with run_lock(where, "crowded"):
                 making = Making(name="crowded", recipe=crowded, dataset=load_dataset(folder / "data"))
                 made = create(where, making, 1, "cpu")
                 add_finished(made, handle.study.get_trials()[0], finished)

@@ -206,7 +206,7 @@ def status(
 
     Example: study status
     """
-    from study.run import end_dead
+    from study.reaper import end_dead
     from study.status import describe, untold
     from study.storage import database_errors, open_studies, places
 

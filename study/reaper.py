@@ -12,6 +12,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from study.cells import finish, is_abandoned, planned_cells, refill
+from study.storage import Places, claim_lock, open_storage
 
 MAX_ABANDONED = 3
 """How often a worker may die at a cell before its first epoch's end, until that counts as a failure of the cell."""
@@ -93,6 +94,12 @@ def reap(
         if ended:
             refill(study, planned_cells(study), study.user_attrs["recipe"]["max_attempts"])
     return ended
+
+
+def end_dead(where: Places, study: optuna.Study) -> int:
+    """End the trials of workers that are gone, and queue their cells again. Returns how many trials."""
+    storage = open_storage(where, study.user_attrs["grace_seconds"])
+    return len(reap(study, storage, claim_lock(where, study.study_name), now=datetime.now()))
 
 
 def end(study: optuna.Study, trial: FrozenTrial, trials: Collection[FrozenTrial]) -> bool:

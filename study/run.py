@@ -26,7 +26,7 @@ from skiprec.run import environment
 from study.allowance import allow, allowance_of, as_of_now
 from study.cells import BEST_SO_FAR, Cell, Progress, plan, planned_cells, refill, stage_of
 from study.crew import Crew
-from study.reaper import reap
+from study.reaper import end_dead
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
 from study.storage import (
     DATABASE_ERRORS,
@@ -284,12 +284,6 @@ def baseline_metrics(dataset: Dataset, making: Making, device: torch.device) -> 
         for name, values in evaluate_baselines(scorers, evaluator).items():
             metrics[name] = metrics.get(name, {}) | values
     return metrics
-
-
-def end_dead(where: Places, study: optuna.Study) -> int:
-    """End the trials of workers that are gone, and queue their cells again. Returns how many trials."""
-    storage = open_storage(where, study.user_attrs["grace_seconds"])
-    return len(reap(study, storage, claim_lock(where, study.study_name), now=datetime.now()))
 
 
 def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, workers: int) -> None:
