@@ -81,6 +81,12 @@ def claims_from(declared: Iterable[Mapping[str, Any]], arms: Iterable[str]) -> t
             if i == 1:
                 raise ValueError("claim 1 has a beyond, expected two arms alone: it is what the answer starts with")
             beyond = compared(beyond, [first, *others], f"claim {i}: beyond")
+            if arm == beyond[0] or than == beyond[1]:  # which falls out, and the family would be larger for nothing
+                above, below = (arm, beyond[0]) if than == beyond[1] else (beyond[1], than)
+                raise ValueError(
+                    f"claim {i}: beyond has the same {'than' if than == beyond[1] else 'arm'}, so both differ by "
+                    f"{above!r} less {below!r} alone; expected that as a claim of two arms, or two other arms in beyond"
+                )
         claims.append(Claim(arm=arm, than=than, beyond=beyond, **parsed(table.get("metric", DEFAULT_METRIC), i)))
     if len(set(claims)) < len(claims):
         raise ValueError("two claims are the same, expected each once: the family decides how strict each test is")

@@ -38,6 +38,14 @@ def test_a_metric_names_the_measure_and_k(metric, measure, k):
         ([ABOVE, ABOVE | {"beyond": 3}], "claim 2: beyond is 3, expected { arm = ..., than = ... }"),
         ([ABOVE, ABOVE | {"beyond": {"arm": "no", "than": "S-"}}], "claim 2: beyond: arm is 'no', expected one of the"),
         ([ABOVE | {"beyond": {"arm": "control", "than": "S-"}}], "claim 1 has a beyond, expected two arms alone"),
+        (
+            [ABOVE, ABOVE | {"beyond": {"arm": "control", "than": "S-"}}],
+            "claim 2: beyond has the same than, so both differ by 'S+ item' less 'control' alone; expected that as a ",
+        ),
+        (
+            [ABOVE, ABOVE | {"beyond": {"arm": "S+ item", "than": "control"}}],
+            "claim 2: beyond has the same arm, so both differ by 'control' less 'S-' alone; expected that as a claim ",
+        ),
         ([{"arm": "S+ item", "than": "S-"}] * 2, "two claims are the same, expected each once"),
     ],
 )
@@ -58,8 +66,8 @@ def test_a_claim_is_about_a_hit_rate_on_test(metric):
 
 def test_a_claim_may_be_that_one_difference_is_beyond_another():
     """Named with both, and written out as it was declared."""
-    table = ABOVE | {"metric": "test/full_hr_at_1", "beyond": {"arm": "control", "than": "S-"}}
-    _, claim = claims_from([ABOVE, table], ARMS)
-    assert claim.arms == ("S+ item", "S-", "control", "S-")
-    assert claim.named(str.upper) == "S+ ITEM less S-, beyond CONTROL less S-"
+    table = ABOVE | {"metric": "test/full_hr_at_1", "beyond": {"arm": "S+ 10%", "than": "S- 10%"}}
+    _, claim = claims_from([ABOVE, table], (*ARMS, "S- 10%", "S+ 10%"))
+    assert claim.arms == ("S+ item", "S-", "S+ 10%", "S- 10%")
+    assert claim.named(str.upper) == "S+ ITEM less S-, beyond S+ 10% less S- 10%"
     assert claim.table == table

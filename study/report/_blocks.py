@@ -4,7 +4,7 @@ import base64
 from dataclasses import dataclass
 from typing import ClassVar
 
-NARROWEST = 16
+NARROWEST = 13
 """Letters: a text column is never narrower, unless all that is in it is shorter."""
 
 
