@@ -62,8 +62,7 @@ def confirm(
         StudyError: If the study is not finished, has an arm without a result, was confirmed in another way, or no
             number of seeds is enough; or if `seeds` or `detect` cannot be.
     """
-    if seeds is not None and seeds < FEWEST_SEEDS:
-        raise StudyError(f"--seeds is {seeds}, expected at least {FEWEST_SEEDS}: with fewer, chance decides")
+    check_seeds(seeds)
     if detect is not None and not 0 < detect < 1:
         raise StudyError(f"--detect is {detect:g}, expected a difference of HR@10 such as 0.01, which is one point")
     if seeds is not None and detect is not None:
@@ -96,6 +95,16 @@ def confirm(
         about={"confirms": name, "finalists": {arm: cell.config for arm, cell in chosen.items()}},
     )
     return carry_out(where, making, workers, device, show_progress)
+
+
+def check_seeds(seeds: int | None) -> None:
+    """Refuse a number of seeds by which nothing can be said.
+
+    Raises:
+        StudyError: With the fewest.
+    """
+    if seeds is not None and seeds < FEWEST_SEEDS:
+        raise StudyError(f"--seeds is {seeds}, expected at least {FEWEST_SEEDS}: with fewer, chance decides")
 
 
 def finalists(cells: Iterable[DoneCell], arms: Iterable[str]) -> dict[str, DoneCell]:

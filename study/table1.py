@@ -5,7 +5,7 @@ from pathlib import Path
 
 from skiprec.config import PRESETS
 from skiprec.errors import ConfigError
-from study.confirm import confirm
+from study.confirm import check_seeds, confirm
 from study.run import launch
 from study.space import Recipe, arm_settings, load_recipe
 from study.storage import places
@@ -50,7 +50,11 @@ def run_table1(
 
     Returns:
         The report's files, the page first.
+
+    Raises:
+        StudyError: As of `launch` and `confirm`; for too few seeds before the search is begun.
     """
+    check_seeds(seeds)
     handle = launch(recipe, data, workers=workers, mlruns=mlruns, device=device)
     confirm(places(mlruns, None, None), handle.name, seeds=seeds, workers=workers, device=device)
     return handle.report(out)
