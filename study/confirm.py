@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,8 @@ def confirm(
                 f"study {name} is being confirmed with {earlier} seeds, not {seeds}: test is read once, and more seeds "
                 "after it was read would be chosen by it. Plan with --detect before, or make a new study"
             )
+        if detect and not earlier and show_progress:
+            print(f"{seeds} paired seeds, by the noise seen, to find a difference of {detect:g}", file=sys.stderr)
         dataset = load_dataset(Path(attrs["dataset"]))
     making = Making(
         name=f"{name}{CONFIRM}",

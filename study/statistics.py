@@ -93,9 +93,10 @@ def difference(
 
 
 def mean(hits: Bool[np.ndarray, "K S"], among: Bool[np.ndarray, " S"] | None = None) -> Effect:
-    """An arm's hit rate, as `difference`; its p is NaN, as nobody asks whether it is 0."""
+    """An arm's hit rate, as `difference`, within 0 and 1; its p is NaN, as nobody asks whether it is 0."""
     found = of_hits([(1.0, selected(hits, among))])
-    return dataclasses.replace(found, p=math.nan)
+    low, high = (end if math.isinf(end) else min(max(end, 0.0), 1.0) for end in (found.low, found.high))
+    return dataclasses.replace(found, low=low, high=high, p=math.nan)
 
 
 def gap_difference(

@@ -314,7 +314,7 @@ def test_with_confirming_runs_the_page_is_in_the_order_of_its_questions(confirme
         "The measures disagree",
         "Best settings",
     )
-    order += ("What was claimed", "Noise first", "Verdicts:", "Test hit rates of each arm", "By group", "Skip gap")
+    order += ("Noise first", "What was claimed", "Verdicts:", "Test hit rates of each arm", "By group", "Skip gap")
     order += ("Learning curves of the confirming", "The search", "Cost", "How to make it again", "What failed")
     page = Page((confirmed / "report.html").read_text())
     for text in (" ".join(" ".join(page.text).split()), (confirmed / "report.md").read_text()):

@@ -112,6 +112,8 @@ def own_claims(found: Confirmed, first: TestedClaim) -> str:
     if against.verdict.word == "not enough runs":
         if worse:
             return f"No: {arm} is not shown to beat {base}, and is worse than {others}"
+        if against.verdict.note:
+            return f"Not settled: {arm} less {base} is {against.verdict.note}"
         return f"Not settled: {arm} may be better or worse than {base}"
     beats = f"{arm} beats {base}"
     if against.verdict.note:

@@ -3,6 +3,7 @@
 Its comparisons are those of the paper, whatever the recipe claims: none of them is corrected for their number.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -214,7 +215,9 @@ def observations(hits: Callable[[Key, int], Hits]) -> tuple[Observation, ...]:
 def relative_gain(ours: Hits, other: Hits) -> Effect:
     """The ratio of two hit rates, less 1, by the delta method: see `linearised_gain`."""
     gain, values = linearised_gain(ours, other)
-    return around(crossed_effect([(1.0, values)]), gain)
+    effect = around(crossed_effect([(1.0, values)]), gain)
+    # No rate is below 0, so no gain below -100%.
+    return dataclasses.replace(effect, low=max(effect.low, -1.0)) if math.isfinite(effect.low) else effect
 
 
 def difference_of_gains(first: tuple[Hits, Hits], last: tuple[Hits, Hits]) -> Effect:

@@ -83,7 +83,7 @@ def relative(effect: Effect | None) -> str:
 
 def p_value(p: float) -> str:
     """`0.034`, `under 0.001`."""
-    return "under 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.1g}" if p < 1 else "1"
+    return "under 0.001" if p < 0.001 else f"{p:.2g}" if p < 1 else "1"
 
 
 def listed(names: Iterable[str]) -> str:

@@ -120,10 +120,9 @@ def confirm_command(found: Analysis) -> str:
 def sections(found: Analysis, pictures: Pictures) -> list[Section]:
     """Everything below the answer."""
     confirmed = found.confirmed
-    parts: list[Section] = []
+    parts = [noise(found, pictures)]
     if confirmed and confirmed.claims:
         parts.append(Section("What was claimed, and what came out", (pictures["claims"],)))
-    parts.append(noise(found, pictures))
     if confirmed:
         parts.append(claims(found))
         parts.append(arms(confirmed))
