@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 import torch
@@ -18,6 +19,10 @@ from skiprec.prepare import Manifest, PrepareConfig, prepare_logs
 from skiprec.synthetic import synthesize_logs
 from skiprec.trainer import TrainConfig
 from skiprec.training_loss import LossConfig
+
+# A machine that others use as well: how long an example takes says nothing.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.fixture(autouse=True)
