@@ -111,7 +111,7 @@ class Spool:
         path = self.folder / "lock"
         lock = filelock.FileLock(path)
         while not lock.is_locked:
-            with suppress(FileNotFoundError):  # the folder was taken away while we waited; filelock makes it again
+            with suppress(FileNotFoundError, FileExistsError):  # taken away while it was made, or waited in: again
                 lock.acquire()
         try:
             yield
