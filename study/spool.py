@@ -61,8 +61,7 @@ class Spool:
             try:
                 # Unbuffered: what a buffer could not write it would try again when closed.
                 with open(self.path, "r+b" if size is not None else "xb", buffering=0) as file:
-                    file.truncate(size or 0)  # a line that a kill tore
-                    file.seek(size or 0)
+                    file.seek(size or 0)  # over a line that a kill tore; what is left of it has no end either
                     rest = memoryview(line_of(record))
                     while rest:
                         rest = rest[file.write(rest) :]
@@ -112,7 +111,7 @@ class Spool:
         path = self.folder / "lock"
         lock = filelock.FileLock(path)
         while not lock.is_locked:
-            with suppress(FileNotFoundError):  # the folder was taken away while we waited; filelock makes it again
+            with suppress(FileNotFoundError, FileExistsError):  # taken away while it was made, or waited in: again
                 lock.acquire()
         try:
             yield
