@@ -22,10 +22,11 @@ class Crew:
         name: The study.
         device: For all of them.
         size: How many.
-        on_death: Called when one died, before another takes its place; returns how many attempts were ever begun.
+        on_death: Called with the number of a process that died, before another takes its place; returns whether it had
+            ever begun a cell.
     """
 
-    def __init__(self, where: Places, name: str, device: str, size: int, on_death: Callable[[], int]) -> None:
+    def __init__(self, where: Places, name: str, device: str, size: int, on_death: Callable[[int], bool]) -> None:
         self.name, self.size, self.on_death = name, size, on_death
         self.command = [sys.executable, "-m", "study", "worker", name, "--mlruns", str(where.mlruns)]
         self.command += ["--storage", where.storage, "--tracking-uri", where.tracking_uri, "--device", device]
@@ -33,7 +34,7 @@ class Crew:
         self.command += ["--parent", str(os.getpid())]
         self.failed = 0
         """Workers that ended with an error of their own, shown already."""
-        self._begun, self._in_vain = -1, 0
+        self._in_vain = 0
         self.processes = [self._start() for _ in range(size)]
 
     def _start(self) -> subprocess.Popen:
@@ -49,15 +50,14 @@ class Crew:
         for process in [p for p in self.processes if p.poll() is not None]:
             self.processes.remove(process)
             if process.returncode < 0 or process.returncode == LOST:
-                self.processes.append(self._replace(process.returncode))
+                self.processes.append(self._replace(process))
             elif process.returncode > 0:
                 self.failed += 1
         return not self.processes
 
-    def _replace(self, code: int) -> subprocess.Popen:
-        begun = self.on_death()
-        self._in_vain = self._in_vain + 1 if begun == self._begun else 1
-        self._begun = begun
+    def _replace(self, died: subprocess.Popen) -> subprocess.Popen:
+        code = died.returncode
+        self._in_vain = 0 if self.on_death(died.pid) else self._in_vain + 1
         how = f"signal {-code}" if code < 0 else "itself"
         if self._in_vain > MOST_DEATHS_IN_VAIN:
             raise StudyError(

@@ -18,9 +18,9 @@ MAX_ABANDONED = 3
 """How often a worker may die at a cell before its first epoch's end, until that counts as a failure of the cell."""
 
 
-def worker_name() -> str:
-    """This process, as no other one is called: machine, the place of its process numbers, and its own."""
-    return f"{place_of_processes()}:{os.getpid()}"
+def worker_name(process: int | None = None) -> str:
+    """A process of this place, this one by default, as no other is called: machine, place of its numbers, number."""
+    return f"{place_of_processes()}:{os.getpid() if process is None else process}"
 
 
 def place_of_processes() -> str:

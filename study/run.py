@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import torch
-from optuna.trial import TrialState
 
 from skiprec.baselines import baselines, evaluate_baselines
 from skiprec.dataset import Dataset, Split, load_dataset
@@ -26,7 +25,7 @@ from skiprec.run import environment
 from study.allowance import allow, allowance_of, as_of_now
 from study.cells import BEST_SO_FAR, Cell, Progress, plan, planned_cells, refill, stage_of
 from study.crew import Crew
-from study.reaper import end_dead
+from study.reaper import end_dead, worker_name
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
 from study.storage import (
     DATABASE_ERRORS,
@@ -320,9 +319,10 @@ def supervise(where: Places, study: optuna.Study, workers: int, device: str, sho
         KeyboardInterrupt: After Ctrl-C or SIGTERM, when every worker has given its cell back.
     """
 
-    def on_death() -> int:
+    def on_death(process: int) -> bool:
         end_dead(where, study)
-        return sum(t.state != TrialState.WAITING for t in study.get_trials(deepcopy=False))
+        name = worker_name(process)
+        return any(t.user_attrs.get("worker") == name for t in study.get_trials(deepcopy=False))
 
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     crew = Crew(where, study.study_name, device, workers, on_death)

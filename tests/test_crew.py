@@ -1,5 +1,6 @@
 """Local workers: who is replaced, who is not, and when replacing ends."""
 
+import itertools
 import subprocess
 import time
 
@@ -14,7 +15,7 @@ from study.storage import Places
 class Scripted(Crew):
     """Runs shell lines in place of workers, in turn; the last one again and again."""
 
-    def __init__(self, tmp_path, lines, on_death=lambda: 0, size=1):
+    def __init__(self, tmp_path, lines, on_death=lambda process: False, size=1):
         self.lines = list(lines)
         super().__init__(Places(tmp_path, "", ""), "mine", "cpu", size, on_death)
 
@@ -35,9 +36,10 @@ def until_over(crew):
 def test_a_worker_that_was_killed_or_ended_itself_is_replaced(tmp_path, end, capfd):
     """After what it left open was seen to."""
     deaths = []
-    crew = Scripted(tmp_path, [end, "exit 0"], on_death=lambda: deaths.append(1) or len(deaths))
+    crew = Scripted(tmp_path, [end, "exit 0"], on_death=deaths.append)
+    first = crew.processes[0].pid
     until_over(crew)
-    assert deaths == [1]
+    assert deaths == [first]
     assert crew.failed == 0
     assert "another takes its place" in capfd.readouterr().err
 
@@ -54,8 +56,11 @@ def test_workers_that_die_before_they_begin_anything_are_not_replaced_for_ever(t
     crew = Scripted(tmp_path, ["kill -9 $$"])
     with pytest.raises(StudyError, match=rf"{MOST_DEATHS_IN_VAIN + 1} workers in a row were ended by signal 9"):
         until_over(crew)
-    begun = iter(range(100))
-    crew = Scripted(tmp_path, ["kill -9 $$"] * 10 + ["exit 0"], on_death=lambda: next(begun))
+    begun = itertools.cycle([False, False, True])
+    crew = Scripted(tmp_path, ["kill -9 $$"] * 10 + ["exit 0"], on_death=lambda process: next(begun))
+    until_over(crew)
+    # However many die at once, each at its cell.
+    crew = Scripted(tmp_path, ["kill -9 $$"] * 8 + ["exit 0"], on_death=lambda process: True, size=8)
     until_over(crew)
 
 
