@@ -25,8 +25,8 @@ from study.space import Recipe, configuration, experiment, grid
 
 SEED_STEP = 1000
 """Between the seeds of cells that are the same experiment."""
-BEST_SO_FAR = "best_so_far"
-"""What the trial of a cell that repeats its arm's best point is marked with."""
+FIRST_AGAIN = "first_again"
+"""What the trial of a cell that repeats its arm's first point is marked with."""
 RUN_KEY = "run_key"
 """What a trial names its run by, and the run itself as a tag: its id is the tracker's to give, which may be away."""
 
@@ -41,8 +41,8 @@ class Cell:
     seed: int
     params: dict[str, Any]
     """The settings that vary; empty where they are still to be proposed."""
-    best_so_far: bool = False
-    """Whether the point to be proposed is the best that its arm has by then."""
+    first_again: bool = False
+    """Whether the point to be proposed is the one that its arm completed first: chosen without looking at its value."""
 
 
 def cell_id(config: TrainConfig, dataset_digest: str) -> str:
@@ -78,11 +78,11 @@ def plan(recipe: Recipe, dataset_digest: str, threads: int) -> list[Cell]:
 
 
 def proposed_later(recipe: Recipe, arm: str) -> list[Cell]:
-    """The cells of an arm that is searched: places in the queue, the last ones for its best point again."""
+    """The cells of an arm that is searched: places in the queue, the last ones for its first point again."""
     slots = itertools.product(recipe.seeds, range(1, recipe.cells_per_arm + 1))
     cells = [Cell(f"{arm} / seed {seed} / point {slot}", arm, seed, {}) for seed, slot in slots]
-    again = [f"{arm} / best so far, repeat {i}" for i in range(1, recipe.repeats + 1)]
-    return cells + [Cell(name, arm, recipe.seeds[0], {}, best_so_far=True) for name in again]
+    again = [f"{arm} / first point, repeat {i}" for i in range(1, recipe.repeats + 1)]
+    return cells + [Cell(name, arm, recipe.seeds[0], {}, first_again=True) for name in again]
 
 
 def planned_cells(study: optuna.Study) -> list[Cell]:
@@ -100,7 +100,7 @@ def planned_cells(study: optuna.Study) -> list[Cell]:
 def enqueue(study: optuna.Study, cell: Cell, attempt: int) -> None:
     """Put an attempt at a cell into the queue."""
     attrs = {"cell": cell.id, "arm": cell.arm, "seed": cell.seed, "attempt": attempt, "proposed": cell.params}
-    attrs |= {BEST_SO_FAR: True} if cell.best_so_far else {}
+    attrs |= {FIRST_AGAIN: True} if cell.first_again else {}
     attrs |= {RUN_KEY: str(uuid.uuid4())}
     study.enqueue_trial(cell.params, user_attrs=attrs)
 

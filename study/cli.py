@@ -181,18 +181,21 @@ def worker(
 ) -> None:
     """Join a study that was made, from this machine or another one, until its cells are done.
 
-    SIGTERM gives the cell back at its last epoch's end. `study run` starts its own of these.
+    SIGTERM gives the cell back at its last epoch's end, and ends with exit code 75 (try again). `study run` starts its
+    own of these.
 
     Example: study worker NAME --storage postgresql+psycopg://me@host/optuna --tracking-uri http://host:5000
     """
     from skiprec.errors import TrainingStopped
+    from study.heartbeat import LOST
     from study.storage import places
     from study.worker import work
 
     try:
         work(places(mlruns, storage, tracking_uri, checkpoint_dir), name, device, parent)
     except TrainingStopped:  # as it was told: the cell is in the queue again
-        raise typer.Exit(0) from None
+        # A scheduler is to start another one in its place.
+        raise typer.Exit(0 if parent is not None else LOST) from None
 
 
 @app.command()

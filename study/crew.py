@@ -10,6 +10,8 @@ from skiprec.errors import StudyError
 from study.heartbeat import LOST
 from study.storage import Places
 
+SECONDS_TO_STOP = 60.0
+"""That a worker has to give its cell back, which takes a few."""
 MOST_DEATHS_IN_VAIN = 3
 """Workers that may die one after the other without any attempt being begun, before no other one is started."""
 
@@ -75,6 +77,10 @@ class Crew:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         for process in self.processes:
-            process.wait()
+            try:
+                process.wait(SECONDS_TO_STOP)
+            except subprocess.TimeoutExpired:  # it hangs; what it has on disk is whole
+                process.kill()
+                process.wait()
         for number, handler in earlier.items():
             signal.signal(number, handler)

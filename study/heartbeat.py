@@ -11,6 +11,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from study.cells import is_abandoned
 from study.storage import DATABASE_ERRORS
 
 LOST = 75
@@ -53,11 +54,14 @@ def beating(
         while not stop.wait(seconds):
             if limit_seconds and time.monotonic() - started > limit_seconds:
                 error = f"took longer than the {limit_seconds:g} s that an attempt may take (max_seconds)"
-                on_limit(error)
-                return end(f"trial {trial.number} {error}")
+                try:
+                    on_limit(error)
+                finally:  # whatever became of that: others find the trial by its silence
+                    end(f"trial {trial.number} {error}")
+                return
             if not beat(storage, trial._trial_id) and not stop.is_set():
-                return end(f"trial {trial.number} was taken for dead and given to another worker")
-        return None
+                end(f"trial {trial.number} was taken for dead and given to another worker")
+                return
 
     thread = threading.Thread(target=watch, name=f"heartbeat of trial {trial.number}", daemon=True)
     thread.start()
@@ -69,9 +73,13 @@ def beating(
 
 
 def beat(storage: RDBStorage, trial_id: int) -> bool:
-    """Beat once. Returns whether the trial is still this worker's, as far as can be told: training outlives outages."""
+    """Beat once. Returns whether the trial is still this worker's, as far as can be told: training outlives outages.
+
+    A trial that this worker has ended itself is: it may still be telling the tracker.
+    """
     try:
         storage.record_heartbeat(trial_id)
-        return storage.get_trial(trial_id).state == TrialState.RUNNING
+        trial = storage.get_trial(trial_id)
+        return not (trial.state == TrialState.FAIL and is_abandoned(trial))
     except DATABASE_ERRORS:
         return True

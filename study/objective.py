@@ -21,7 +21,7 @@ from skiprec.errors import CheckpointError, OutputError, TrainingDiverged, Train
 from skiprec.evaluation import Evaluator
 from skiprec.run import RESUME, Run, read_record
 from skiprec.trainer import SELECTED_BY, TrainConfig
-from study.cells import BEST_SO_FAR, RUN_KEY, SEED_STEP, Cell, cell_id, enqueue, finish, is_failure
+from study.cells import FIRST_AGAIN, RUN_KEY, SEED_STEP, Cell, cell_id, enqueue, finish, is_failure
 from study.pruning import is_behind
 from study.sending import Home
 from study.space import Recipe, configuration, experiment, suggest
@@ -85,26 +85,33 @@ def attempt(place: Workplace, trial: optuna.Trial) -> None:
         if tracker is not None:
             tracker.end("KILLED")
     except optuna.TrialPruned:
+        is_done = end_trial(place, trial, TrialState.PRUNED)
         tracker.end("KILLED")
-        if finish(place.study, trial._trial_id, TrialState.PRUNED):
-            shutil.rmtree(folder_of(place, trial).parent)
+        if is_done:
+            shutil.rmtree(folder_of(place, trial).parent, ignore_errors=True)
     except (TrainingStopped, OutputError, *DATABASE_ERRORS) as stop:  # not the cell's fault
         give_up(place, trial, tracker, str(stop), status="KILLED", again=True, interrupted=True)
         raise
     except TrainingDiverged as error:  # it would diverge again in just the same way
         give_up(place, trial, tracker, str(error), status="FAILED", again=False, hopeless=True)
     except CheckpointError as error:  # the next attempt starts afresh
-        shutil.rmtree(folder_of(place, trial).parent)
+        shutil.rmtree(folder_of(place, trial), ignore_errors=True)  # no more: the cell may be another one's already
         give_up(place, trial, tracker, str(error), status="FAILED", again=True)
     except Exception as error:  # whatever it is, the study's other cells go on; shown in status and report
         about = {"traceback": traceback.format_exc()}
         give_up(place, trial, tracker, f"{type(error).__name__}: {error}", status="FAILED", again=True, **about)
     else:
         # Optuna first: it alone says what is done. A run left open between the two is closed by the next `study run`.
-        is_done = finish(place.study, trial._trial_id, TrialState.COMPLETE, value)
+        is_done = end_trial(place, trial, TrialState.COMPLETE, value)
         tracker.end("FINISHED" if is_done else "KILLED")
         if is_done:
-            shutil.rmtree(folder_of(place, trial).parent)
+            shutil.rmtree(folder_of(place, trial).parent, ignore_errors=True)
+
+
+def end_trial(place: Workplace, trial: optuna.Trial, state: TrialState, value: float | None = None) -> bool:
+    """End a trial. Returns whether it was still this worker's: SQLite itself would let two processes end it."""
+    with place.exclusively:
+        return finish(place.study, trial._trial_id, state, value)
 
 
 def folder_of(place: Workplace, trial: optuna.Trial) -> Path:
@@ -117,11 +124,12 @@ def take_up(folder: Path) -> None:
 
     Moved, not shared: should its worker still be there, cut off and taken for dead, it finds its folder gone.
     """
-    for earlier in sorted(folder.parent.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True):
+    others = [path for path in folder.parent.glob("*") if int(path.name) < int(folder.name)]
+    for earlier in sorted(others, key=lambda path: int(path.name), reverse=True):
         if not folder.exists() and (earlier / RESUME).exists():
             os.rename(earlier, folder)
-        elif earlier != folder:
-            shutil.rmtree(earlier)
+        else:
+            shutil.rmtree(earlier, ignore_errors=True)
 
 
 def train(place: Workplace, trial: optuna.Trial, config: TrainConfig, tracker: MLflowTracker) -> float:
@@ -246,7 +254,7 @@ def give_up(
             same = [t for t in place.study.get_trials(deepcopy=False) if t.user_attrs.get("cell") == attrs["cell"]]
             if again and sum(map(is_failure, same)) < place.recipe.max_attempts:
                 cell = Cell(
-                    attrs["cell"], attrs["arm"], attrs["seed"], attrs.get("proposed", {}), attrs.get(BEST_SO_FAR, False)
+                    attrs["cell"], attrs["arm"], attrs["seed"], attrs.get("proposed", {}), attrs.get(FIRST_AGAIN, False)
                 )
                 enqueue(place.study, cell, attempt=attrs["attempt"] + 1)
             elif "cell_id" in attrs:  # set aside: nobody will go on with it

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -26,10 +27,11 @@ def worker_name(process: int | None = None) -> str:
 def place_of_processes() -> str:
     """Where a process number means something: containers of one machine have numbers of their own."""
     try:
-        namespace = os.stat("/proc/self/ns/pid").st_ino
+        # Machines made from one image share their name, and the first namespace has one number everywhere.
+        boot, namespace = Path("/proc/sys/kernel/random/boot_id").read_text()[:8], os.stat("/proc/self/ns/pid").st_ino
     except OSError:
-        namespace = 0
-    return f"{socket.gethostname()}:{namespace}"
+        boot, namespace = "", 0
+    return f"{socket.gethostname()}:{boot}:{namespace}"
 
 
 def is_gone(worker: str) -> bool:
@@ -86,13 +88,11 @@ def reap(
     ended = []
     with exclusively:
         trials = study.get_trials(deepcopy=False)
-        if all(t.state != TrialState.RUNNING for t in trials):
-            return []
         for trial in dead(trials, storage._get_stale_trial_ids(study._study_id), now=now, grace_seconds=grace):
             if end(study, trial, trials):
                 ended.append(trial)
-        if ended:
-            refill(study, planned_cells(study), study.user_attrs["recipe"]["max_attempts"])
+        # Not only theirs: who died between ending a trial and queueing its cell left that to others.
+        refill(study, planned_cells(study), study.user_attrs["recipe"]["max_attempts"])
     return ended
 
 

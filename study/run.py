@@ -23,7 +23,7 @@ from skiprec.errors import OutputError, StudyError
 from skiprec.evaluation import Evaluator
 from skiprec.run import environment
 from study.allowance import allow, allowance_of, as_of_now
-from study.cells import BEST_SO_FAR, Cell, Progress, plan, planned_cells, refill, stage_of
+from study.cells import FIRST_AGAIN, Cell, Progress, plan, planned_cells, refill, stage_of
 from study.crew import Crew
 from study.reaper import end_dead, worker_name
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
@@ -187,12 +187,11 @@ def carry_out(
     """
     with database_errors(where), run_lock(where, making.name):
         study = create(where, making, workers, device, offline)
-        if not offline:
-            reopen_run(open_tracker(where), study.user_attrs["parent_run"])
         try:
             end_dead(where, study)
             if not offline:
                 sync(where, study)
+                reopen_run(open_tracker(where), study.user_attrs["parent_run"])
             with claim_lock(where, making.name):
                 refill(study, planned_cells(study), making.recipe.max_attempts)
             allow(study, max_cells=max_cells, budget_seconds=budget_seconds, now=as_of_now())
@@ -263,7 +262,7 @@ def introduce(study: optuna.Study, making: Making, workers: int, device: str) ->
         "git_commit": git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "cells": {
-            cell.id: {"arm": cell.arm, "seed": cell.seed, "params": cell.params, BEST_SO_FAR: cell.best_so_far}
+            cell.id: {"arm": cell.arm, "seed": cell.seed, "params": cell.params, FIRST_AGAIN: cell.first_again}
             for cell in making.plan(making.recipe, dataset.digest, threads)
         },
     }

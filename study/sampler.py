@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from skiprec.config import Value
 from skiprec.randomness import derive_seed
-from study.cells import BEST_SO_FAR
+from study.cells import FIRST_AGAIN
 from study.space import Recipe, suggest
 
 MOST_AT_RANDOM = 10
@@ -48,13 +48,16 @@ class WithinArm(optuna.samplers.BaseSampler):
         return self._point[param_name]
 
     def _propose(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Value]:
-        """A whole point; that of the arm's best trial where this one is to repeat it."""
+        """A whole point; that of the arm's first complete trial where this one is to repeat it.
+
+        Not that of the best: what was picked for its value was lucky, and its repeats would show more than chance does.
+        """
         arm = trial.user_attrs["arm"]
-        states = (TrialState.COMPLETE, TrialState.RUNNING)
+        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         own = [t for t in study.get_trials(deepcopy=False, states=states) if t.user_attrs.get("arm") == arm]
         complete = [t for t in own if t.state == TrialState.COMPLETE]
-        if complete and trial.user_attrs.get(BEST_SO_FAR):
-            return max(complete, key=lambda t: (t.value, -t.number)).params
+        if complete and trial.user_attrs.get(FIRST_AGAIN):
+            return min(complete, key=lambda t: t.number).params
         seen = optuna.create_study(direction="maximize", sampler=stock_sampler(self.recipe, self.seed))
         seen.add_trials(t for t in own if t.number != trial.number)
         return suggest(self.recipe, arm, seen.ask())

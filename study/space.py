@@ -46,7 +46,7 @@ class Recipe:
     """The whole grid, or search, once for each."""
     repeats: int = 0
     """Cells that each arm tries beyond these, of one point with other seeds: how far chance alone moves a result. The
-    middle point of a grid, the best so far of a search."""
+    middle point of a grid, the first one of a search."""
     max_attempts: int = 2
     """How often a cell may be tried before it is set aside with its error."""
     max_seconds: float = 0.0

@@ -2,8 +2,9 @@
 
 import os
 import re
+import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ SERVER_SETTINGS = {
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "6",
+    # Likewise the other way: a server would keep the locks of a machine that lost its power.
+    "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=6",
 }
 """How this program connects to PostgreSQL (seconds), unless an address says otherwise."""
 PASSWORD = re.compile(r"//[^:/]*:[^@]*@|[?&](ssl)?password=")
@@ -233,9 +236,6 @@ def server_lock(url: str, name: str, *, wait: bool = True) -> Iterator[bool]:
     """
     function = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
     with server_engine(url).connect() as connection:
-        # So that the server misses a machine that lost its power after 90 s, not after hours.
-        for setting in ("idle = 30", "interval = 10", "count = 6"):
-            connection.exec_driver_sql(f"SET tcp_keepalives_{setting}")
         yield connection.execute(lock_call(function, name)).scalar() is not False
 
 
@@ -252,17 +252,28 @@ class ClaimLock(AbstractContextManager[None]):
     def __init__(self, url: str, name: str) -> None:
         self.engine = sqlalchemy.create_engine(with_settings(url), pool_size=1, pool_pre_ping=True)
         self.name = name
+        self._here = threading.Lock()
+        """Of this process's threads: the one that beats may give a trial up while the main one holds the lock."""
 
     def __enter__(self) -> None:
-        patiently(self._take)
+        self._here.acquire()
+        try:
+            self._held = patiently(self._take)
+        except BaseException:
+            self._here.release()
+            raise
 
-    def _take(self) -> None:
-        self.transaction = self.engine.begin()
-        self.transaction.__enter__().execute(lock_call("pg_advisory_xact_lock", self.name))
+    def _take(self) -> ExitStack:
+        with ExitStack() as stack:
+            stack.enter_context(self.engine.begin()).execute(lock_call("pg_advisory_xact_lock", self.name))
+            return stack.pop_all()
 
     def __exit__(self, *error: Any) -> None:
-        with suppress(sqlalchemy.exc.DBAPIError):  # the server let it go when the connection broke
-            self.transaction.__exit__(*error)
+        try:
+            with suppress(sqlalchemy.exc.DBAPIError):  # the server let it go when the connection broke
+                self._held.__exit__(*error)
+        finally:
+            self._here.release()
 
 
 def claim_lock(where: Places, study: str) -> AbstractContextManager[object]:
@@ -274,7 +285,8 @@ def claim_lock(where: Places, study: str) -> AbstractContextManager[object]:
     """
     if is_server(where.storage):
         return ClaimLock(where.storage, f"claim {study}")
-    return filelock.FileLock(where.resume(study) / "claim")
+    database = Path(where.storage.removeprefix("sqlite:///"))  # whatever the other options of a command are
+    return filelock.FileLock(database.with_name(f"{database.name}.{study}.claim"))
 
 
 @contextmanager

@@ -53,9 +53,12 @@ class StopFlag:
     def _set(self, number: int, frame: object) -> None:
         self.is_set = True
 
+    def is_told(self) -> bool:
+        """Whether somebody said so."""
+        return self.is_set or (self.parent is not None and os.getppid() != self.parent)
+
     def __call__(self) -> bool:
-        is_alone = self.parent is not None and os.getppid() != self.parent
-        return self.is_set or is_alone or self.allowance.is_over(as_of_now())
+        return self.is_told() or self.allowance.is_over(as_of_now())
 
 
 def work(where: Places, name: str, device: str, parent: int | None = None) -> None:
@@ -79,21 +82,43 @@ def work(where: Places, name: str, device: str, parent: int | None = None) -> No
         grace = place.about["grace_seconds"]
         beats = open_storage(where, grace)
         queue = Queue(study, place.exclusively)
-        while not should_stop():
-            should_stop.allowance = allowance_of(study)
-            trial = queue.claim(lambda: not should_stop.allowance.is_spent(study, as_of_now()))
-            if trial is not None:
-                at_work(place, trial, beats, grace)
-            elif (stage := stage_of(study)).running == 0:
-                if stage.is_finished and place.home.parent and parent is None:  # or who started this one says so
-                    end_study(place.home, place.spool, "FINISHED")
-                with suppress(Unreachable):  # `study status` says what waits on
-                    send_waiting(place.home, place.spool)
-                return
-            else:  # the cell of a worker that dies is to be taken up
-                reap(study, beats, place.exclusively, now=datetime.now())
-                time.sleep(IDLE_SECONDS)
-        raise TrainingStopped(f"study {name}: told to stop between two cells")
+        try:
+            until_done(place, queue, beats, grace, should_stop)
+        except TrainingStopped:
+            if should_stop.is_told():
+                raise
+        stage = stage_of(study)  # its time may be over, or everything done
+        if stage.is_finished and place.home.parent and parent is None:  # or who started this one says so
+            end_study(place.home, place.spool, "FINISHED")
+        with suppress(Unreachable):  # `study status` says what waits on
+            send_waiting(place.home, place.spool)
+
+
+def until_done(place: Workplace, queue: Queue, beats: RDBStorage, grace: float, should_stop: StopFlag) -> None:
+    """Take cells, and wait for those of others, until there is nothing left to do, or to be allowed.
+
+    Raises:
+        TrainingStopped: If it was told to stop, or the time is over.
+    """
+    study = place.study
+    while not should_stop():
+        should_stop.allowance = allowance_of(study)
+
+        def is_allowed() -> bool:
+            return not should_stop.allowance.is_spent(study, as_of_now())
+
+        if trial := queue.claim(is_allowed):
+            at_work(place, trial, beats, grace)
+            continue
+        # The cell of a worker that dies is to be taken up; and that of one that is just giving it back.
+        reap(study, beats, place.exclusively, now=datetime.now())
+        stage = stage_of(study)
+        is_waiting = stage.waiting > 0 and is_allowed()
+        if stage.running == 0 and not is_waiting:
+            return
+        if not is_waiting:
+            time.sleep(IDLE_SECONDS)
+    raise TrainingStopped(f"study {study.study_name}: told to stop between two cells")
 
 
 def at_work(place: Workplace, trial: optuna.Trial, beats: RDBStorage, grace: float) -> None:

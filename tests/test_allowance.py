@@ -36,8 +36,7 @@ def queue(tmp_path):
     study.set_user_attr("recipe", {"max_attempts": 2})
     for i in range(3):
         enqueue(study, Cell(f"cell {i}", "S-", i, {}), attempt=1)
-    where = Places(tmp_path, "sqlite:///", "")
-    where.resume("s").mkdir(parents=True)
+    where = Places(tmp_path, f"sqlite:///{tmp_path}/optuna.db", "")
     return Queue(study, claim_lock(where, "s"))
 
 

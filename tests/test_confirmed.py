@@ -316,6 +316,16 @@ def test_yes_takes_every_control_that_the_method_names():
     )
 
 
+def test_an_effect_too_small_to_matter_is_hardly_a_yes():
+    """Twenty points, where half of all would matter."""
+    arms = {"S-": MINUS, "S+": PLUS, CONTROL: OTHER} | CONTROLS
+    claims = [{"arm": "S+", "than": arm} for arm in arms if arm != "S+"]
+    rates = {"S+": 0.6} | dict.fromkeys(["S-", CONTROL, *CONTROLS], 0.4)
+    said = answer(found_in(FakeConfirming(arms, claims, rates=rates, worthwhile=0.5).run_all())).headline
+    assert said.startswith("Hardly: S+ beats S- and every control, by ")
+    assert said.endswith(" points at most, too little to matter.")
+
+
 def test_an_arm_above_the_claimed_one_is_said_where_no_claim_compares_them():
     """The control has .6; with a claim between them the claim says it."""
     rates = {"S-": 0.4, "S+": 0.5, CONTROL: 0.6}

@@ -65,9 +65,40 @@ def test_a_worker_whose_trial_was_given_away_is_ended(study):
         event.set()
 
     with beating(Storage(study), trial, **settings(end=end)):
+        trial.set_user_attr("abandoned", True)
         finish(study, trial._trial_id, optuna.trial.TrialState.FAIL)
         assert event.wait(10)
     assert ended == ["trial 0 was taken for dead and given to another worker"]
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "FAIL", "PRUNED"])
+def test_a_worker_that_has_ended_its_trial_itself_may_go_on_with_what_follows(study, state):
+    """It tells the tracker, and queues the cell again, after that."""
+    ended, trial = [], study.ask()
+    storage = Storage(study)
+    with beating(storage, trial, **settings(end=ended.append)):
+        finish(study, trial._trial_id, optuna.trial.TrialState[state], 0.4 if state == "COMPLETE" else None)
+        storage.beats = 0
+        storage.third.clear()
+        assert storage.third.wait(10)
+    assert ended == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_cannot_give_its_trial_up_is_ended_all_the_same(study):
+    """Its silence tells the others."""
+    ended, event = [], threading.Event()
+
+    def broken(error):
+        raise OSError("disk full")
+
+    def end(why):
+        ended.append(why)
+        event.set()
+
+    with beating(Storage(study), study.ask(), **settings(limit_seconds=0.05, on_limit=broken, end=end)):
+        assert event.wait(10)
+    assert len(ended) == 1
 
 
 def test_a_worker_that_takes_too_long_gives_the_trial_up_and_is_ended(study):

@@ -156,3 +156,14 @@ def test_a_cell_that_was_queued_twice_is_claimed_once(where):
     assert claimed(where, study, worker_name()) is not None
     assert claimed(where, study, worker_name()) is None
     assert [t.state for t in study.get_trials()] == [TrialState.RUNNING, TrialState.FAIL]
+
+
+def test_a_cell_whose_worker_died_before_it_queued_it_again_is_queued_by_whoever_looks(where):
+    """Nothing runs, nothing waits, and yet it is not done."""
+    study = made(where)
+    trial = claimed(where, study, worker_name())
+    trial.set_user_attr("interrupted", True)
+    finish(study, trial._trial_id, TrialState.FAIL)
+    assert claimed(where, study, worker_name()) is None
+    assert reaped(where, study) == []
+    assert claimed(where, study, worker_name()) is not None

@@ -6,7 +6,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import create_trial
 
 from skiprec.randomness import derive_seed
-from study.cells import BEST_SO_FAR
+from study.cells import FIRST_AGAIN
 from study.sampler import WithinArm
 from study.space import Recipe
 
@@ -60,10 +60,10 @@ def test_an_arm_is_given_what_its_own_trials_alone_would_give():
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])
-def test_a_repeat_is_given_its_arms_best_point(kind):
-    """Not that of the leading arm; and a new point where nothing is complete yet."""
+def test_a_repeat_is_given_its_arms_first_point(kind):
+    """Not the best, which was lucky, nor one of the other arm; and a new point where nothing is complete yet."""
     study = study_with({"a": 0.1, "b": 0.9})
-    assert proposed(study, kind, "b", 50, **{BEST_SO_FAR: True}) == (0.9, 0.9)
-    assert proposed(study, kind, "a", 51, **{BEST_SO_FAR: True}) == (0.1, 0.1)
+    assert proposed(study, kind, "b", 50, **{FIRST_AGAIN: True}) == (0.05, 0.05)
+    assert proposed(study, kind, "a", 51, **{FIRST_AGAIN: True}) == (0.05, 0.05)
     empty = optuna.create_study(direction="maximize")
-    assert all(0 <= value <= 1 for value in proposed(empty, kind, "a", 52, **{BEST_SO_FAR: True}))
+    assert all(0 <= value <= 1 for value in proposed(empty, kind, "a", 52, **{FIRST_AGAIN: True}))

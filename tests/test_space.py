@@ -279,11 +279,11 @@ def test_repeats_are_the_middle_cell_again_with_other_seeds():
     assert [c.params["learning_rate"] for c in cells if c.arm == "S-"] == [0.1, 0.2, 0.3, 0.2, 0.2]
 
 
-def test_a_search_repeats_the_best_point_of_each_arm():
-    """Which is known when its places in the queue are reached: last."""
+def test_a_search_repeats_the_first_point_of_each_arm():
+    """Which is known when their places in the queue are reached: last."""
     arms = {"S-": {"alpha": 0.0}, "S+": {"alpha": {"low": 0.1, "high": 1.0}}}
     cells = plan(Recipe(name="r", sampler="tpe", cells_per_arm=2, repeats=1, arms=arms), "0" * 64, threads=1)
-    assert [(c.arm, c.best_so_far) for c in cells] == [
+    assert [(c.arm, c.first_again) for c in cells] == [
         ("S-", False), ("S+", False), ("S-", False), ("S+", False), ("S-", True), ("S+", True),
     ]  # fmt: skip
     assert len({c.id for c in cells}) == 6

@@ -142,7 +142,7 @@ def test_a_run_says_what_it_was_made_from(finished):
 def test_a_finished_study_leaves_no_resume_points(finished):
     """Only the locks' files stay."""
     _, handle = finished
-    assert {p.name for p in handle.where.resume(handle.name).iterdir()} == {"claim", "lock"}
+    assert {p.name for p in handle.where.resume(handle.name).iterdir()} == {"lock"}
 
 
 def test_running_a_finished_study_again_changes_nothing(finished, data):

@@ -116,18 +116,18 @@ def own_claims(found: Confirmed, first: TestedClaim) -> str:
             return f"Not settled: {arm} less {base} is {against.verdict.note}"
         return f"Not settled: {arm} may be better or worse than {base}"
     beats = f"{arm} beats {base}"
-    if against.verdict.note:
-        beats += f", {against.verdict.note}"
+    small = f", {against.verdict.note}" if against.verdict.note else ""
+    yes = "Hardly" if small else "Yes"
     if found.arm(name).kind == "use":
-        return f"Yes: {beats}"
+        return f"{yes}: {beats}{small}"
     left = [shown(c.claim.than) for c in controls if c.verdict.word != "helps"]
     left += [shown(claim.than) for claim in found.untested if claim.arm == name and claim.beyond is None]
     if left:
-        return f"Not shown to be due to these skips: {beats}, but is not shown to beat {listed(left)}"
+        return f"Not shown to be due to these skips: {beats}{small}, but is not shown to beat {listed(left)}"
     asked = {found.arm(c.claim.than).config["negative_scope"] for c in controls}
     if missing := [NEEDED_CONTROLS[scope] for scope in NEEDED_CONTROLS if scope not in asked]:
-        return f"Not shown to be due to these skips: {beats}, but was not to be tested against {listed(missing)}"
-    return f"Yes: {beats} and every control"
+        return f"Not shown to be due to these skips: {beats}{small}, but was not to be tested against {listed(missing)}"
+    return f"{yes}: {beats} and every control{small}"
 
 
 def larger(tested: TestedClaim) -> str:
