@@ -51,11 +51,10 @@ class SessionKnn:
         is_real = np.arange(self.k) < found[:, None]
         own = self.incidence.items
         room = own.lengths[neighbours[is_real]].sum()
-        spoken_for, scores = np.empty(room, dtype=np.int64), np.empty(room)
-        counts = np.empty_like(found)
-        sum_of_neighbours(self._sums, own.values, own.edges, neighbours, weights, found, spoken_for, scores, counts)
-        n = counts.sum()
-        return Evidence(np.repeat(np.arange(len(items)), counts), spoken_for[:n], scores[:n])
+        spoken_for, scores = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.float32)
+        stops = np.empty_like(found)
+        sum_of_neighbours(self._sums, own.values, own.edges, neighbours, weights, found, spoken_for, scores, stops)
+        return Evidence(np.concatenate([[0], stops[:-1]]), stops, spoken_for, scores)
 
     def neighbours(
         self, items: Int64[np.ndarray, "B T"]
