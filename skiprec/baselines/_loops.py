@@ -102,10 +102,8 @@ def nearest_sessions(
     similarity: Int64[np.ndarray, "B K"],
     last_shared: Int64[np.ndarray, "B K"],
     found: Int64[np.ndarray, " B"],
-    start: int,
-    stop: int,
 ) -> None:
-    """Sessions start to stop of `SessionKnn.neighbours`."""
+    """`SessionKnn.neighbours`."""
     T, k = items.shape[1], neighbours.shape[1]
     position, at, first = np.empty(T, np.int64), np.empty(T, np.int64), np.empty(T, np.int64)
     head = np.empty(T, np.int64)  # of each list the session that is next, -1 after its end
@@ -115,7 +113,7 @@ def nearest_sessions(
         np.empty(sample_size, np.int64),
     )
     how_many = np.empty(T * (T + 1) // 2 + 1, np.int64)
-    for b in range(start, stop):
+    for b in range(len(items)):
         n_lists = 0
         for t in range(T - 1, -1, -1):
             item = items[b, t]
