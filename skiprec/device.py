@@ -1,8 +1,10 @@
 """The machine that training runs on: which device, how many threads, and settings that make numbers repeatable."""
 
+import contextlib
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
 
 import torch
 
@@ -63,3 +65,17 @@ def use_huge_pages(memory: torch.Tensor) -> torch.Tensor:
     madv_hugepage = 14  # of mman.h
     ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), madv_hugepage)
     return memory
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch's operations stay in the calling thread meanwhile.
+
+    For many small ones: threads wait busily for each other after each, and long where other programs want the cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from skiprec.dataset import Dataset, HeldOut, Sessions, Split, held_out
+from skiprec.device import one_thread
 from skiprec.errors import ConfigError, TrainingDiverged
 from skiprec.metrics import hit_rate, mrr, ndcg, target_rank
 from skiprec.model import SequenceEncoder
@@ -282,6 +283,7 @@ class Evaluator:
         """Ranks in the whole catalogue, and of new targets (else NaN) among what is not in the inputs."""
         return self._full_ranks(*joined([self._in_catalogue(scorer, rows) for rows in self._blocks()]))
 
+    @one_thread()
     def _at_once(
         self, ranker: CatalogueRanker
     ) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"], dict[str, Float[Tensor, " S"]]]:

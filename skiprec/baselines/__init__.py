@@ -22,8 +22,8 @@ from skiprec.evaluation import Evaluator, Scorer
 
 def nothing(items: Int64[np.ndarray, "B T"], lengths: Int64[np.ndarray, " B"]) -> Evidence:
     """No evidence: every item by its plays."""
-    none = np.empty(0, dtype=np.int64)
-    return Evidence(none, none, none.astype(np.float64))
+    none = np.zeros(len(items), dtype=np.int64)
+    return Evidence(none, none, np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
 
 
 def own_tracks(
@@ -31,7 +31,8 @@ def own_tracks(
 ) -> Evidence:
     """The session's own tracks, among them by plays; the last input may have none."""
     rows, own, _ = distinct(items)
-    return Evidence(rows, own, plays.numpy()[own] + 1.0)
+    edges = np.searchsorted(rows, np.arange(len(items) + 1))
+    return Evidence(edges[:-1], edges[1:], own.astype(np.int32), (plays.numpy()[own] + 1).astype(np.float32))
 
 
 def baselines(dataset: Dataset) -> dict[str, Scorer]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int, Int64
+from jaxtyping import Float, Float32, Float64, Int, Int32, Int64
 from torch import Tensor
 
 from skiprec.baselines._lists import distinct
@@ -13,18 +13,19 @@ from skiprec.dataset import Sessions
 from skiprec.randomness import counter_bits
 
 # B sessions at a time, T positions, C candidates a session, A of these and of the inputs, R items in the catalogue and
-# padding, N pieces of evidence.
+# padding, N places of evidence.
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What speaks for items: each pair of session and item once, sessions ascending."""
+    """What speaks for items: session b of the block has places starts[b] to stops[b], each item at most once."""
 
-    rows: Int64[np.ndarray, " N"]
-    """Which session of the block."""
-    items: Int64[np.ndarray, " N"]
-    scores: Float[np.ndarray, " N"]
-    """More than 0. Taken as float32, so that sums which differ by the order of their terms alone are equal."""
+    starts: Int64[np.ndarray, " B"]
+    stops: Int64[np.ndarray, " B"]
+    items: Int32[np.ndarray, " N"]
+    """Sessions may share places, and some may be no one's: a table that is only looked up is not copied."""
+    scores: Float32[np.ndarray, " N"]
+    """More than 0. Sums that differ by the order of their terms alone are equal as float32."""
 
 
 FindEvidence = Callable[[Int64[np.ndarray, "B T"], Int64[np.ndarray, " B"]], Evidence]
@@ -52,14 +53,15 @@ class ByEvidence:
 
     def candidate_scores(self, inputs: Sessions, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         """Scores of a few items for each session."""
-        scores = self._scores(self._evidence(inputs), candidates.long().cpu().numpy())
+        scores, _ = self._look_up(self._evidence(inputs), candidates.long().cpu().numpy())
         return torch.from_numpy(scores).to(inputs.items.device)
 
     def catalogue_scores(self, inputs: Sessions) -> Float[Tensor, "B R"]:
         """Scores of every item for each session."""
         found = self._evidence(inputs)
         scores = np.tile(self.by_plays, (len(inputs.lengths), 1))
-        scores[found.rows, found.items] = found.scores
+        for b, (start, stop) in enumerate(zip(found.starts, found.stops, strict=True)):
+            scores[b, found.items[start:stop]] = found.scores[start:stop]
         return torch.from_numpy(scores).to(inputs.items.device)
 
     def scores_and_ranks(
@@ -69,28 +71,26 @@ class ByEvidence:
 
         At the cost of the evidence alone, which is found once.
         """
-        found = self._evidence(inputs)
-        scores = self._scores(found, with_inputs(asked, inputs))
-        target_scores = scores[:, 0]
-        # As if there were no evidence; then each item that has some is taken from its place and put where it belongs.
-        above = above_or_equal(self.in_order, target_scores)
-        before, after = self.by_plays[found.items], found.scores.astype(np.float32)
-        at = target_scores[found.rows]
-        above += np.bincount(found.rows, weights=beats(after, at) - beats(before, at), minlength=len(scores))
-        return scores_and_ranks(above, scores, inputs)
+        scores, moved = self._look_up(self._evidence(inputs), with_inputs(asked, inputs))
+        return scores_and_ranks(above_or_equal(self.in_order, scores[:, 0]) + moved, scores, inputs)
 
     def _evidence(self, inputs: Sessions) -> Evidence:
         return self.find(inputs.items.cpu().numpy(), inputs.lengths.cpu().numpy())
 
-    def _scores(self, found: Evidence, asked: Int64[np.ndarray, "B C"]) -> Float32[np.ndarray, "B C"]:
-        """Scores of the items that are asked for. One session after another: a table of all would be (B, R)."""
-        from skiprec.baselines._loops import scores_of_asked
+    def _look_up(
+        self, found: Evidence, asked: Int64[np.ndarray, "B A"]
+    ) -> tuple[Float32[np.ndarray, "B A"], Float64[np.ndarray, " B"]]:
+        """Scores of the items that are asked for, and by how much evidence moves the rank of each session's first.
 
-        scores = np.empty(asked.shape, dtype=np.float32)
-        edges = np.searchsorted(found.rows, np.arange(len(asked) + 1))
-        evidence = (edges, found.items, found.scores.astype(np.float32))
-        scores_of_asked(self.scratch, self.by_plays, *evidence, asked, scores)
-        return scores
+        The rank as if there were no evidence; then each item that has some is taken from its place and put where it
+        belongs. One session after another: a table of all scores would be (B, R).
+        """
+        from skiprec.baselines._loops import look_up_evidence
+
+        scores, moved = np.empty(asked.shape, dtype=np.float32), np.empty(len(asked))
+        evidence = (found.starts, found.stops, found.items, found.scores)
+        look_up_evidence(self.scratch, self.by_plays, *evidence, asked, scores, moved)
+        return scores, moved
 
 
 class Random:

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float32, Int64
 
 from skiprec.baselines._evidence import Evidence
 from skiprec.baselines._lists import Incidence, Lists
 from skiprec.dataset import Sessions
 from skiprec.schema import PADDING
 
-# B sessions at a time, T positions, N pieces of evidence, R items in the catalogue and padding.
+# B sessions at a time, T positions, N places of evidence, R items in the catalogue and padding.
 
 ITEM_NEIGHBOURS = 100
 SUPPORT_DAMPING = 20
@@ -23,13 +23,13 @@ class OfLastItem:
 
     items: Lists
     """For each last item index those that it speaks for."""
-    scores: Float[np.ndarray, " N"]
+    scores: Float32[np.ndarray, " N"]
     """Beside the lists' values."""
 
     def __call__(self, items: Int64[np.ndarray, "B T"], lengths: Int64[np.ndarray, " B"]) -> Evidence:
         """The list of each session's last item."""
-        rows, places = self.items.places(items[np.arange(len(items)), lengths - 1])
-        return Evidence(rows, self.items.values[places].astype(np.int64), self.scores[places])
+        last = items[np.arange(len(items)), lengths - 1]
+        return Evidence(self.items.edges[last], self.items.edges[last + 1], self.items.values, self.scores)
 
 
 def markov(seen: Sessions, n_items: int) -> OfLastItem:
@@ -46,7 +46,7 @@ def markov(seen: Sessions, n_items: int) -> OfLastItem:
     before, after = items[:, :-1], items[:, 1:]
     is_real = after != PADDING
     pairs, counts = np.unique(before[is_real] * (n_items + 1) + after[is_real], return_counts=True)
-    return OfLastItem(Lists.of_owners(*np.divmod(pairs, n_items + 1), n_items + 1), counts.astype(np.float64))
+    return OfLastItem(Lists.of_owners(*np.divmod(pairs, n_items + 1), n_items + 1), counts.astype(np.float32))
 
 
 def item_knn(incidence: Incidence, k: int = ITEM_NEIGHBOURS) -> OfLastItem:

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Int32, Int64, Integer
 
 from skiprec.dataset import Sessions
-from skiprec.prepare import within
 from skiprec.schema import PADDING
 
 # n lists, N values in all; B sessions at a time, T positions.
@@ -16,32 +15,19 @@ from skiprec.schema import PADDING
 class Lists:
     """List i is values[edges[i] : edges[i + 1]]."""
 
-    values: Integer[np.ndarray, " N"]
+    values: Int32[np.ndarray, " N"]
     edges: Int64[np.ndarray, " n_and_one"]
 
     @classmethod
     def of_owners(cls, owners: Integer[np.ndarray, " N"], values: Integer[np.ndarray, " N"], n: int) -> "Lists":
         """The values of owner 0, of owner 1, ... of n; owners ascend."""
         edges = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=n))])
-        return cls(values.astype(np.int64), edges.astype(np.int64))
+        return cls(values.astype(np.int32), edges.astype(np.int64))
 
     @property
     def lengths(self) -> Int64[np.ndarray, " n"]:
         """How long each list is."""
         return np.diff(self.edges)
-
-    def places(
-        self, of: Integer[np.ndarray, " M"], *, at_most: int | None = None
-    ) -> tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, " K"]]:
-        """Some lists end to end, of each no more than its last `at_most`.
-
-        Returns:
-            For each value which list of `of` it is from (0 to M - 1), and its place in `values`.
-        """
-        lengths = self.lengths[of]
-        if at_most is not None:
-            lengths = np.minimum(lengths, at_most)
-        return np.repeat(np.arange(len(of)), lengths), within(self.edges[of + 1] - lengths, lengths)
 
 
 @dataclass(frozen=True)

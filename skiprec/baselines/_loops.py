@@ -10,35 +10,42 @@ from jaxtyping import Float32, Float64, Int32, Int64
 from skiprec.row_kernels import compiled
 from skiprec.schema import PADDING
 
-# B sessions at a time, T positions, C items a session that are asked for, K neighbours, R items in the catalogue and
-# padding, S training sessions, N pieces of evidence, P pairs of items, V places of items in training sessions.
+# B sessions at a time, T positions, A items a session that are asked for, K neighbours, R items in the catalogue and
+# padding, S training sessions, N places of evidence, P pairs of items, V places of items in training sessions.
 
 
 @compiled
-def scores_of_asked(
+def look_up_evidence(
     scratch: Float32[np.ndarray, " R"],
     by_plays: Float32[np.ndarray, " R"],
-    edges: Int64[np.ndarray, " B+1"],
-    items: Int64[np.ndarray, " N"],
+    starts: Int64[np.ndarray, " B"],
+    stops: Int64[np.ndarray, " B"],
+    items: Int32[np.ndarray, " N"],
     scores: Float32[np.ndarray, " N"],
-    asked: Int64[np.ndarray, "B C"],
-    out: Float32[np.ndarray, "B C"],
+    asked: Int64[np.ndarray, "B A"],
+    out: Float32[np.ndarray, "B A"],
+    moved: Float64[np.ndarray, " B"],
 ) -> None:
-    """`ByEvidence`'s scores. The scratch table is a copy of `by_plays`."""
+    """`ByEvidence._look_up`. The scratch table is a copy of `by_plays`."""
     for b in range(len(asked)):
-        for e in range(edges[b], edges[b + 1]):
+        for e in range(starts[b], stops[b]):
             scratch[items[e]] = scores[e]
-        for c in range(asked.shape[1]):
-            out[b, c] = scratch[asked[b, c]]
-        for e in range(edges[b], edges[b + 1]):
-            scratch[items[e]] = by_plays[items[e]]
+        for a in range(asked.shape[1]):
+            out[b, a] = scratch[asked[b, a]]
+        target = out[b, 0]
+        halves = 0
+        for e in range(starts[b], stops[b]):
+            after, before = scores[e], by_plays[items[e]]
+            halves += (after > target) + (after >= target) - (before > target) - (before >= target)
+            scratch[items[e]] = before
+        moved[b] = halves / 2
 
 
 @compiled
 def nearest_items(
-    session_items: Int64[np.ndarray, " V"],
+    session_items: Int32[np.ndarray, " V"],
     session_edges: Int64[np.ndarray, " S+1"],
-    item_sessions: Int64[np.ndarray, " V"],
+    item_sessions: Int32[np.ndarray, " V"],
     item_edges: Int64[np.ndarray, " R+1"],
     support: Int64[np.ndarray, " R"],
     k: int,
@@ -87,7 +94,7 @@ def nearest_items(
 @compiled
 def nearest_sessions(
     items: Int64[np.ndarray, "B T"],
-    item_sessions: Int64[np.ndarray, " V"],
+    item_sessions: Int32[np.ndarray, " V"],
     item_edges: Int64[np.ndarray, " R+1"],
     n_own: Int64[np.ndarray, " S"],
     sample_size: int,
@@ -95,10 +102,8 @@ def nearest_sessions(
     similarity: Int64[np.ndarray, "B K"],
     last_shared: Int64[np.ndarray, "B K"],
     found: Int64[np.ndarray, " B"],
-    start: int,
-    stop: int,
 ) -> None:
-    """Sessions start to stop of `SessionKnn.neighbours`."""
+    """`SessionKnn.neighbours`."""
     T, k = items.shape[1], neighbours.shape[1]
     position, at, first = np.empty(T, np.int64), np.empty(T, np.int64), np.empty(T, np.int64)
     head = np.empty(T, np.int64)  # of each list the session that is next, -1 after its end
@@ -108,7 +113,7 @@ def nearest_sessions(
         np.empty(sample_size, np.int64),
     )
     how_many = np.empty(T * (T + 1) // 2 + 1, np.int64)
-    for b in range(start, stop):
+    for b in range(len(items)):
         n_lists = 0
         for t in range(T - 1, -1, -1):
             item = items[b, t]
@@ -159,14 +164,14 @@ def nearest_sessions(
 @compiled
 def sum_of_neighbours(
     scratch: Float64[np.ndarray, " R"],
-    session_items: Int64[np.ndarray, " V"],
+    session_items: Int32[np.ndarray, " V"],
     session_edges: Int64[np.ndarray, " S+1"],
     neighbours: Int64[np.ndarray, "B K"],
     weights: Float64[np.ndarray, "B K"],
     found: Int64[np.ndarray, " B"],
-    items: Int64[np.ndarray, " N"],
-    scores: Float64[np.ndarray, " N"],
-    counts: Int64[np.ndarray, " B"],
+    items: Int32[np.ndarray, " N"],
+    scores: Float32[np.ndarray, " N"],
+    stops: Int64[np.ndarray, " B"],
 ) -> None:
     """`SessionKnn`'s evidence, end to end from the start of room for more. The scratch table is 0."""
     done = 0
@@ -183,4 +188,4 @@ def sum_of_neighbours(
         for e in range(before, done):
             scores[e] = scratch[items[e]]
             scratch[items[e]] = 0
-        counts[b] = done - before
+        stops[b] = done

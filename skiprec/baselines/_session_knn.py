@@ -13,7 +13,6 @@ from skiprec.baselines._lists import Incidence
 
 SESSION_NEIGHBOURS = 100
 SAMPLE_SIZE = 1000
-SESSIONS_WORTH_A_THREAD = 64
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,10 @@ class SessionKnn:
         is_real = np.arange(self.k) < found[:, None]
         own = self.incidence.items
         room = own.lengths[neighbours[is_real]].sum()
-        spoken_for, scores = np.empty(room, dtype=np.int64), np.empty(room)
-        counts = np.empty_like(found)
-        sum_of_neighbours(self._sums, own.values, own.edges, neighbours, weights, found, spoken_for, scores, counts)
-        n = counts.sum()
-        return Evidence(np.repeat(np.arange(len(items)), counts), spoken_for[:n], scores[:n])
+        spoken_for, scores = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.float32)
+        stops = np.empty_like(found)
+        sum_of_neighbours(self._sums, own.values, own.edges, neighbours, weights, found, spoken_for, scores, stops)
+        return Evidence(np.concatenate([[0], stops[:-1]]), stops, spoken_for, scores)
 
     def neighbours(
         self, items: Int64[np.ndarray, "B T"]
@@ -66,14 +64,13 @@ class SessionKnn:
         all at once, so no more is read of them than the sample needs.
         """
         from skiprec.baselines._loops import nearest_sessions
-        from skiprec.row_kernels import over_rows
 
-        B, of_items = len(items), self.incidence.sessions
-        neighbours, similarity, last_shared = (np.zeros((B, self.k), dtype=np.int64) for _ in range(3))
-        found = np.empty(B, dtype=np.int64)
-        asked = (items, of_items.values, of_items.edges, self.incidence.items.lengths, self.sample_size)
-        answers = (neighbours, similarity, last_shared, found)
-        over_rows(nearest_sessions, B, *asked, *answers, worth_a_thread=SESSIONS_WORTH_A_THREAD)
+        of_items = self.incidence.sessions
+        neighbours, similarity, last_shared = (np.zeros((len(items), self.k), dtype=np.int64) for _ in range(3))
+        answers = (neighbours, similarity, last_shared, np.empty(len(items), dtype=np.int64))
+        nearest_sessions(
+            items, of_items.values, of_items.edges, self.incidence.items.lengths, self.sample_size, *answers
+        )
         return answers
 
     @functools.cached_property
