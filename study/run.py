@@ -295,10 +295,12 @@ def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, worke
     stage = stage_of(study)
     # A checkpoint a cell, and for each at work its best, weights and two moments; with room for the databases.
     needed = (stage.planned - stage.ended + 5 * workers) * weights + 20_000_000
-    free = shutil.disk_usage(where.mlruns).free
+    # With everything elsewhere that folder is not made; that of the resume points is, by the lock.
+    place = where.mlruns if where.mlruns.exists() else where.resume(study.study_name)
+    free = shutil.disk_usage(place).free
     if needed > free:
         raise OutputError(
-            f"{where.mlruns}: the study's checkpoints need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            f"{place}: the study's checkpoints need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
             "free space, or give another --mlruns"
         )
 
