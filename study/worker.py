@@ -101,17 +101,19 @@ def until_done(place: Workplace, queue: Queue, beats: RDBStorage, grace: float, 
         TrainingStopped: If it was told to stop, or the time is over.
     """
     study = place.study
+    # Not at every cell: it is read with all that the study says of itself, which grows with the study.
+    should_stop.allowance = allowance_of(study)
+
+    def is_allowed() -> bool:
+        return not should_stop.allowance.is_spent(study, as_of_now())
+
     while not should_stop():
-        should_stop.allowance = allowance_of(study)
-
-        def is_allowed() -> bool:
-            return not should_stop.allowance.is_spent(study, as_of_now())
-
         if trial := queue.claim(is_allowed):
             at_work(place, trial, beats, grace)
             continue
         # The cell of a worker that dies is to be taken up; and that of one that is just giving it back.
         reap(study, beats, place.exclusively, now=datetime.now())
+        should_stop.allowance = allowance_of(study)
         stage = stage_of(study)
         is_waiting = stage.waiting > 0 and is_allowed()
         if stage.running == 0 and not is_waiting:
