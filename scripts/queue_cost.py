@@ -24,7 +24,8 @@ from tqdm import tqdm
 from skiprec import __version__
 from study.allowance import allowance_of
 from study.cells import Cell, Queue, enqueue, finish
-from study.storage import Places, claim_lock, make_schema, open_storage, open_study, places
+from study.locks import claim_lock, make_schema
+from study.storage import Places, open_storage, open_study, places
 
 EPOCHS = 12
 METRICS = 120

@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import optuna
+from optuna.trial import TrialState
 
 from skiprec.errors import ConfigError
-from study.cells import attempts, cell_status
+from study.cells import attempts
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -36,8 +37,8 @@ class Allowance:
 
 def begun(study: optuna.Study) -> int:
     """How many cells were ever begun and are not waiting again."""
-    limit = study.user_attrs["recipe"]["max_attempts"]
-    return sum(cell_status(tried, limit) != "waiting" for tried in attempts(study.get_trials(deepcopy=False)).values())
+    by_cell = attempts(study.get_trials(deepcopy=False))
+    return sum(all(t.state != TrialState.WAITING for t in tried) for tried in by_cell.values())
 
 
 def allow(study: optuna.Study, *, max_cells: int | None, budget_seconds: float | None, now: datetime) -> Allowance:
@@ -75,8 +76,3 @@ def seconds(text: str) -> float:
     if not parts or "".join(n + unit for n, unit in parts) != text or not any(float(n) for n, _ in parts):
         raise ConfigError(f"--budget is {text!r}, expected a time such as 45m, 2h or 1h30m")
     return sum(float(n) * UNITS[unit] for n, unit in parts)
-
-
-def as_of_now() -> datetime:
-    """The time, in UTC."""
-    return datetime.now(UTC)

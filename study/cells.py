@@ -113,7 +113,7 @@ class Queue:
 
     Args:
         study: Whose queue.
-        exclusively: Entered while claiming; see `storage.claim_lock`.
+        exclusively: Entered while claiming; see `locks.claim_lock`.
     """
 
     def __init__(self, study: optuna.Study, exclusively: AbstractContextManager[object]) -> None:

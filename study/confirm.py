@@ -3,6 +3,7 @@
 They are a study of their own, `NAME-confirm`, with the same queue, workers and records.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -204,7 +205,10 @@ def planned_seeds(where: Places, study: optuna.Study, chosen: Mapping[str, DoneC
             return (read(cell.run_id, cell.run_key)[claim.measure].dropna() <= claim.k).to_numpy(dtype=float)
 
         groups = [[hits(cell) for cell in group] for group in same.groups]
-        noise = expected_noise(groups, [hits(chosen[arm]) for arm in claim.arms])
+        terms = collections.Counter()  # an arm may stand in both differences of a claim
+        for sign, arm in zip((1, -1, -1, 1), claim.arms, strict=False):
+            terms[arm] += sign
+        noise = expected_noise(groups, [(factor, hits(chosen[arm])) for arm, factor in terms.items()])
         seeds = seeds_needed(detect, **noise, level=LEVEL / len(claims))
         if seeds is None:
             raise StudyError(
@@ -215,7 +219,9 @@ def planned_seeds(where: Places, study: optuna.Study, chosen: Mapping[str, DoneC
     return needed
 
 
-def expected_noise(repeated: Sequence[Sequence[np.ndarray]], compared: Sequence[np.ndarray]) -> dict[str, Any]:
+def expected_noise(
+    repeated: Sequence[Sequence[np.ndarray]], compared: Sequence[tuple[int, np.ndarray]]
+) -> dict[str, Any]:
     """How far seeds and sessions will move a difference, by one run of each arm and by repeats of any.
 
     What is left when seed and session are known: how often two repeats disagree about a session. Seeds: the spread of
@@ -224,12 +230,12 @@ def expected_noise(repeated: Sequence[Sequence[np.ndarray]], compared: Sequence[
 
     Args:
         repeated: Groups of runs that differ by their seed alone, each run its validation hits, 0 or 1, by session.
-        compared: Hits of the two arms, or of the four of a difference of differences.
+        compared: What is added up to the difference: a factor for each arm, and its hits.
 
     Returns:
         seed_sd, session_sd, residual_sd and n_sessions, as `study.statistics.power` takes them.
     """
-    n_sessions, n_pairs = len(compared[0]), len(compared) // 2
+    n_sessions, squares = len(compared[0][1]), sum(factor**2 for factor, _ in compared)
     by_seed, rest, freedom = 0.0, 0.0, 0
     for runs in map(np.stack, repeated):
         means = runs.mean(1)
@@ -237,10 +243,9 @@ def expected_noise(repeated: Sequence[Sequence[np.ndarray]], compared: Sequence[
         # Less the runs' own means: that part is the seeds'.
         rest += np.square(runs - runs.mean(0) - (means - means.mean())[:, None]).sum() / (runs.shape[1] - 1)
         freedom += len(runs) - 1
-    residual = 2 * n_pairs * rest / freedom
-    seed = 2 * n_pairs * by_seed / freedom - residual / n_sessions
-    signs = (1, -1, -1, 1)
-    session = sum(sign * hits for sign, hits in zip(signs, compared, strict=False)).var(ddof=1) - residual
+    residual = squares * rest / freedom
+    seed = squares * by_seed / freedom - residual / n_sessions
+    session = sum(factor * hits for factor, hits in compared).var(ddof=1) - residual
     return {
         "seed_sd": math.sqrt(max(0.0, seed)),
         "session_sd": math.sqrt(max(0.0, session)),

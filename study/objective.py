@@ -124,7 +124,8 @@ def take_up(folder: Path) -> None:
 
     Moved, not shared: should its worker still be there, cut off and taken for dead, it finds its folder gone.
     """
-    others = [path for path in folder.parent.glob("*") if int(path.name) < int(folder.name)]
+    numbered = [path for path in folder.parent.glob("*") if path.name.isdigit()]  # no half-made one of a kill
+    others = [path for path in numbered if int(path.name) < int(folder.name)]
     for earlier in sorted(others, key=lambda path: int(path.name), reverse=True):
         if not folder.exists() and (earlier / RESUME).exists():
             os.rename(earlier, folder)

@@ -13,7 +13,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from study.cells import finish, is_abandoned, planned_cells, refill
-from study.storage import Places, claim_lock, open_storage
+from study.locks import claim_lock
+from study.storage import Places, open_storage
 
 MAX_ABANDONED = 3
 """How often a worker may die at a cell before its first epoch's end, until that counts as a failure of the cell."""
@@ -78,21 +79,21 @@ def reap(
     Args:
         study: Whose.
         storage: Of the study, with heartbeats.
-        exclusively: Entered for it; see `storage.claim_lock`.
+        exclusively: Entered for it; see `locks.claim_lock`.
         now: Local time.
 
     Returns:
         Those that were ended.
     """
-    grace = study.user_attrs["grace_seconds"]
-    ended = []
+    about, ended = study.user_attrs, []
     with exclusively:
         trials = study.get_trials(deepcopy=False)
-        for trial in dead(trials, storage._get_stale_trial_ids(study._study_id), now=now, grace_seconds=grace):
+        stale = storage._get_stale_trial_ids(study._study_id)
+        for trial in dead(trials, stale, now=now, grace_seconds=about["grace_seconds"]):
             if end(study, trial, trials):
                 ended.append(trial)
         # Not only theirs: who died between ending a trial and queueing its cell left that to others.
-        refill(study, planned_cells(study), study.user_attrs["recipe"]["max_attempts"])
+        refill(study, planned_cells(study), about["recipe"]["max_attempts"])
     return ended
 
 

@@ -22,23 +22,22 @@ from skiprec.device import settle
 from skiprec.errors import OutputError, StudyError
 from skiprec.evaluation import Evaluator
 from skiprec.run import environment
-from study.allowance import allow, allowance_of, as_of_now
+from study.allowance import allow, allowance_of
 from study.cells import FIRST_AGAIN, Cell, Progress, plan, planned_cells, refill, stage_of
 from study.crew import Crew
+from study.locks import claim_lock, run_lock
+from study.locks import make_schema as make_study_schema
 from study.reaper import end_dead, worker_name
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
 from study.storage import (
     DATABASE_ERRORS,
     Places,
-    claim_lock,
     database_errors,
     open_storage,
     open_study,
     places,
     refuse_other_version,
-    run_lock,
 )
-from study.storage import make_schema as make_study_schema
 from study.sync import register, sync
 from study.tracking import end_study, git_commit, home_of, open_tracker, reopen_run
 from study.tracking import make_schema as make_tracking_schema
@@ -180,7 +179,6 @@ def carry_out(
 ) -> StudyHandle:
     """Make a study, or go on with it, until every cell is done or the allowance is spent.
 
-
     Raises:
         StudyError: If the name belongs to another recipe or other data, someone else runs it, or a worker failed.
         KeyboardInterrupt: After Ctrl-C, when every worker has given its cell back.
@@ -194,7 +192,7 @@ def carry_out(
                 reopen_run(open_tracker(where), study.user_attrs["parent_run"])
             with claim_lock(where, making.name):
                 refill(study, planned_cells(study), making.recipe.max_attempts)
-            allow(study, max_cells=max_cells, budget_seconds=budget_seconds, now=as_of_now())
+            allow(study, max_cells=max_cells, budget_seconds=budget_seconds, now=datetime.now(UTC))
             if workers:
                 study.set_user_attr("workers", workers)
             if workers and not stage_of(study).is_finished:
@@ -336,7 +334,7 @@ def supervise(where: Places, study: optuna.Study, workers: int, device: str, sho
         crew.stop()
         signal.signal(signal.SIGTERM, earlier)
     stage = stage_of(study)
-    if crew.failed or not (stage.is_finished or allowance_of(study).is_spent(study, as_of_now())):
+    if crew.failed or not (stage.is_finished or allowance_of(study).is_spent(study, datetime.now(UTC))):
         raise StudyError(
             f"study {study.study_name}: {crew.failed} of {workers} workers ended with an error (shown above), "
             f"{stage.planned - stage.ended} of {stage.planned} cells are not done; "

@@ -22,9 +22,10 @@ from skiprec.errors import StudyError
 from skiprec.files import writing_to
 from skiprec.run import ranks_file
 from study.cells import RUN_KEY
+from study.locks import new_database
 from study.sending import Home, Sender, Unreachable, quoted
 from study.spool import PARENT, Spool, spools
-from study.storage import Places, check_server, new_database, with_settings
+from study.storage import Places, check_server, with_settings
 
 for noisy in ("mlflow", "alembic"):
     logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -150,18 +151,23 @@ def close_orphans(client: MlflowClient, study: optuna.Study) -> None:
     """
     running = RunStatus.to_string(RunStatus.RUNNING)
     still_open = f"attributes.status = '{running}' and tags.role = 'trial' and tags.study = {quoted(study.study_name)}"
-    runs, token = [], None
-    while not runs or token:
-        page = client.search_runs([study.user_attrs["experiment_id"]], still_open, page_token=token)
+    experiment, runs, token = study.user_attrs["experiment_id"], [], ""
+    while token is not None:  # all of them first: pages are counted off, and closed runs would shift them
+        page = client.search_runs([experiment], still_open, page_token=token)
         runs, token = [*runs, *page], page.token
-        if not page:
-            break
-    # The trials after the runs: one that begins in between is not among the runs.
-    states = {t.user_attrs.get(RUN_KEY): t.state for t in study.get_trials(deepcopy=False)} if runs else {}
+    if not runs:
+        return
+    # The trials after the runs: one that begins in between is not among the runs. Two may have one key, where a
+    # connection broke while they were queued; the one that was not taken has failed.
+    trials = study.get_trials(deepcopy=False)
+    at_work, complete = (
+        {t.user_attrs.get(RUN_KEY) for t in trials if t.state == state}
+        for state in (TrialState.RUNNING, TrialState.COMPLETE)
+    )
     for run in runs:
-        state = states.get(run.data.tags.get(RUN_KEY))
-        if state != TrialState.RUNNING:
-            client.set_terminated(run.info.run_id, "FINISHED" if state == TrialState.COMPLETE else "KILLED")
+        key = run.data.tags.get(RUN_KEY)
+        if key not in at_work:
+            client.set_terminated(run.info.run_id, "FINISHED" if key in complete else "KILLED")
 
 
 def tracked(path: Path, digest: str) -> dict[str, str]:

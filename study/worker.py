@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
@@ -17,15 +17,16 @@ from skiprec.dataset import load_dataset
 from skiprec.device import settle
 from skiprec.errors import StudyError, TrainingStopped
 from skiprec.evaluation import Evaluator
-from study.allowance import Allowance, allowance_of, as_of_now
+from study.allowance import Allowance, allowance_of
 from study.cells import Queue, stage_of
 from study.heartbeat import beating
+from study.locks import claim_lock
 from study.objective import Workplace, attempt, give_up
 from study.reaper import reap, worker_name
 from study.sampler import WithinArm
 from study.sending import Unreachable
 from study.space import Recipe
-from study.storage import Places, claim_lock, database_errors, open_storage, open_study
+from study.storage import Places, database_errors, open_storage, open_study
 from study.tracking import end_study, git_commit, home_of, send_waiting
 
 IDLE_SECONDS = 2.0
@@ -58,7 +59,7 @@ class StopFlag:
         return self.is_set or (self.parent is not None and os.getppid() != self.parent)
 
     def __call__(self) -> bool:
-        return self.is_told() or self.allowance.is_over(as_of_now())
+        return self.is_told() or self.allowance.is_over(datetime.now(UTC))
 
 
 def work(where: Places, name: str, device: str, parent: int | None = None) -> None:
@@ -105,7 +106,7 @@ def until_done(place: Workplace, queue: Queue, beats: RDBStorage, grace: float, 
     should_stop.allowance = allowance_of(study)
 
     def is_allowed() -> bool:
-        return not should_stop.allowance.is_spent(study, as_of_now())
+        return not should_stop.allowance.is_spent(study, datetime.now(UTC))
 
     while not should_stop():
         if trial := queue.claim(is_allowed):

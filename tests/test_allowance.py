@@ -9,7 +9,8 @@ from test_study import RECIPE, data, open_study, run  # noqa: F401  the fixture 
 from skiprec.errors import ConfigError
 from study.allowance import Allowance, allow, allowance_of, begun, seconds
 from study.cells import Cell, Queue, enqueue, finish
-from study.storage import Places, claim_lock
+from study.locks import claim_lock
+from study.storage import Places
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -55,6 +56,7 @@ def test_no_more_cells_are_begun_than_allowed_and_one_that_waits_again_counts_no
     assert claim() is None
     second.set_user_attr("interrupted", True)
     finish(study, second._trial_id, optuna.trial.TrialState.FAIL)
+    enqueue(study, Cell("cell 1", "S-", 1, {}), attempt=2)  # as who gives a cell up does, under the same lock
     assert begun(study) == 1
     assert claim() is not None
     # The next command's are counted from where this one ended.

@@ -154,26 +154,32 @@ def test_no_seed_of_the_search_is_confirmed_with():
     assert fresh_seeds(high, 2) == [FIRST_SEED + 10, FIRST_SEED + 11]
 
 
-@pytest.mark.parametrize("n_arms", [2, 4])
-def test_the_noise_expected_is_that_of_the_seeds_the_sessions_and_the_rest(n_arms):
-    """Drawn with known spreads: each arm has those below, and the sessions' parts of the arms differ."""
+@pytest.mark.parametrize("factors", [(1, -1), (1, -1, -1, 1), (1, -2, 1)])
+def test_the_noise_expected_is_that_of_the_seeds_the_sessions_and_the_rest(factors):
+    """Drawn with known spreads: each arm has those below, and the sessions' parts of the arms differ.
+
+    Variances add up by the squares of the factors; the last ones are of a - b beyond b - c.
+    """
     random = np.random.default_rng(3)
     n, seed_sd, session_sd, residual_sd = 4000, 0.02, 0.3, 0.4
 
     def run(of_sessions):
         return random.normal(0, seed_sd) + of_sessions + random.normal(0, residual_sd, n)
 
-    arms = [random.normal(0, session_sd, n) for _ in range(n_arms)]
+    arms = [random.normal(0, session_sd, n) for _ in factors]
+    size = sum(factor**2 for factor in factors) ** 0.5
     repeated = [[run(arms[0]) for _ in range(3)] for _ in range(200)]
-    found = expected_noise(repeated, [run(arm) for arm in arms])
+    found = expected_noise(repeated, [(factor, run(arm)) for factor, arm in zip(factors, arms, strict=True)])
     assert found["n_sessions"] == n
-    assert found["seed_sd"] == pytest.approx(seed_sd * n_arms**0.5, rel=0.1)
-    assert found["session_sd"] == pytest.approx(session_sd * n_arms**0.5, rel=0.1)
-    assert found["residual_sd"] == pytest.approx(residual_sd * n_arms**0.5, rel=0.02)
+    assert found["seed_sd"] == pytest.approx(seed_sd * size, rel=0.1)
+    assert found["session_sd"] == pytest.approx(session_sd * size, rel=0.1)
+    assert found["residual_sd"] == pytest.approx(residual_sd * size, rel=0.02)
 
 
 def test_runs_that_differ_by_the_rest_alone_show_no_noise_of_seeds():
     """Two runs of 100 sessions differ in their mean by what is left, which is not to count twice."""
     random = np.random.default_rng(4)
     repeated = [[random.normal(0, 0.4, 100) for _ in range(2)] for _ in range(3000)]
-    assert expected_noise(repeated, repeated[0])["seed_sd"] < 2**0.5 * 0.4 / 100**0.5 / 3
+    assert (
+        expected_noise(repeated, [(1, repeated[0][0]), (-1, repeated[0][1])])["seed_sd"] < 2**0.5 * 0.4 / 100**0.5 / 3
+    )

@@ -12,7 +12,8 @@ from skiprec.prepare import prepare_logs
 from skiprec.synthetic import synthesize_logs
 from study import doctor
 from study.doctor import examine
-from study.storage import make_schema, open_storage, open_study, places
+from study.locks import make_schema
+from study.storage import open_storage, open_study, places
 from study.tracking import make_schema as make_tracking_schema
 
 pytestmark = pytest.mark.slow

@@ -23,19 +23,10 @@ from skiprec.dataset import load_dataset
 from skiprec.errors import StudyError
 from study import tracking
 from study.cells import planned_cells, refill
+from study.locks import claim_lock, make_schema, run_lock
 from study.run import Making, create
 from study.space import load_recipe
-from study.storage import (
-    check_server,
-    claim_lock,
-    database_errors,
-    make_schema,
-    open_storage,
-    open_study,
-    places,
-    run_lock,
-    with_settings,
-)
+from study.storage import check_server, database_errors, open_storage, open_study, places, with_settings
 
 pytestmark = pytest.mark.slow
 SEARCH = RECIPE.replace('"exhaustive"', '"tpe"\ncells_per_arm = 3').replace("[0.001, 0.01]", "[0.001]")

@@ -11,8 +11,9 @@ import pytest
 from optuna.trial import TrialState
 
 from study.cells import Cell, Queue, attempts, enqueue, finish
+from study.locks import claim_lock, make_schema
 from study.reaper import dead, is_gone, place_of_processes, reap, worker_name
-from study.storage import Places, claim_lock, make_schema, open_storage
+from study.storage import Places, open_storage
 
 GRACE = 60.0
 NOW = datetime.now()
