@@ -122,6 +122,19 @@ def test_a_cell_that_ends_its_workers_before_any_epoch_is_set_aside(where, epoch
     assert n == (most + 1 if most else 10)
 
 
+def test_a_death_after_an_epoch_is_none_of_the_cells_failures_however_many_came_before_one(where):
+    """Three before any epoch are forgiven; a fourth would be a failure, had it not moved on."""
+    study = made(where, max_attempts=1)
+    for epochs in (0, 0, 0, 1):
+        claimed(where, study, GONE, epochs)
+        reaped(where, study)
+    assert study.get_trials()[3].user_attrs["interrupted"]
+    claimed(where, study, GONE)
+    reaped(where, study)
+    assert "interrupted" not in study.get_trials()[4].user_attrs
+    assert claimed(where, study, GONE) is None
+
+
 def test_many_who_look_at_once_queue_a_cell_once(where):
     """Eight threads, each with connections of its own."""
     study = made(where, cells=3)

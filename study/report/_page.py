@@ -151,9 +151,9 @@ def noise(found: Analysis, pictures: Pictures) -> Section:
     if found.repeats:
         blocks.append(
             Text(
-                "Adam divides out the size of the loss, so cells of the search with equal alpha/beta are one "
-                f"experiment; they were given different seeds. In {some(len(found.repeats.groups), 'group')} of such "
-                f"repeats validation HR@10 has a standard deviation of {100 * found.repeats.standard_deviation:.2f} "
+                "Cells of the search that are one experiment have different seeds: repeats, and equal alpha/beta, as Adam "
+                f"divides out the size of the loss. In {some(len(found.repeats.groups), 'group')} of such cells "
+                f"validation HR@10 has a standard deviation of {100 * found.repeats.standard_deviation:.2f} "
                 f"points and a range of up to {100 * found.repeats.largest_range:.1f}: a difference like that between "
                 "two single runs is noise."
             )
@@ -162,7 +162,7 @@ def noise(found: Analysis, pictures: Pictures) -> Section:
         blocks.append(
             Text(
                 "No two cells of the search differ by their seed alone, so it does not show how far chance moves a "
-                "run; `repeats = 1` in the recipe would."
+                "run; repeats = 1 in the recipe would."
             )
         )
     blocks += [pictures["noise"]] if "noise" in pictures else []
