@@ -151,8 +151,8 @@ def noise(found: Analysis, pictures: Pictures) -> Section:
     if found.repeats:
         blocks.append(
             Text(
-                "Cells of the search that are one experiment have different seeds: repeats, and equal alpha/beta, as Adam "
-                f"divides out the size of the loss. In {some(len(found.repeats.groups), 'group')} of such cells "
+                "Cells of the search that are one experiment have different seeds: repeats, and equal alpha/beta, as "
+                f"Adam divides out the size of the loss. In {some(len(found.repeats.groups), 'group')} of such cells "
                 f"validation HR@10 has a standard deviation of {100 * found.repeats.standard_deviation:.2f} "
                 f"points and a range of up to {100 * found.repeats.largest_range:.1f}: a difference like that between "
                 "two single runs is noise."
