@@ -22,9 +22,11 @@ from optuna.trial import TrialState, create_trial
 from tqdm import tqdm
 
 from skiprec import __version__
+from skiprec.config import flatten
+from skiprec.trainer import TrainConfig
 from study.allowance import allowance_of
-from study.cells import Cell, Queue, enqueue, finish
 from study.locks import claim_lock, make_schema
+from study.queue import Cell, Queue, enqueue, finish
 from study.storage import Places, open_storage, open_study, places
 
 EPOCHS = 12
@@ -60,6 +62,7 @@ def make_study(where: Places, finished: int, waiting: int) -> None:
     cells = [Cell(f"{i:064x}", "S-", i, {"learning_rate": 0.001 + i * 1e-6}) for i in range(finished + waiting)]
     about = {
         "recipe": {"max_attempts": 2, "settings": {}, "arms": {"S-": {}}},
+        "defaults": flatten(TrainConfig()),
         "versions": {"skiprec": __version__},
         "grace_seconds": 120.0,
         "cells": {c.id: {"arm": c.arm, "seed": c.seed, "params": c.params} for c in cells},

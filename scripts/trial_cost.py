@@ -21,8 +21,8 @@ from optuna.trial import TrialState, create_trial
 from skiprec.dataset import load_dataset
 from skiprec.prepare import prepare_logs
 from skiprec.synthetic import synthesize_logs
-from study.cells import facts
 from study.locks import run_lock
+from study.queue import facts
 from study.run import Making, create, launch
 from study.space import Recipe
 from study.storage import places

@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import TrialState
 
 from skiprec.errors import ConfigError
-from study.cells import attempts
+from study.queue import attempts
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

@@ -235,11 +235,12 @@ def sync_study(
     Example: study sync
     """
     from study.status import number
-    from study.storage import database_errors, open_studies, places
+    from study.storage import open_studies, places
     from study.sync import sync
+    from study.tracking import study_errors
 
     where = places(mlruns, storage, tracking_uri)
-    with database_errors(where):
+    with study_errors(where):
         for study in open_studies(where, name):
             records, runs = sync(where, study)
             print(f"study {study.study_name}: sent {number(records, 'record')} of {number(runs, 'run')} to the tracker")
@@ -281,10 +282,11 @@ def report(
     Example: study report --out report
     """
     from study.report import report_study
-    from study.storage import database_errors, places
+    from study.storage import places
+    from study.tracking import study_errors
 
     where = places(mlruns, storage, tracking_uri)
-    with database_errors(where):
+    with study_errors(where):
         for path in report_study(where, name, out):
             print(f"wrote {path}")
     print(f"next: open {out / 'report.html'}")

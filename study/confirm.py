@@ -21,14 +21,15 @@ from skiprec.dataset import load_dataset
 from skiprec.errors import StudyError
 from skiprec.files import canonical_json
 from study.analysis import DoneCell, done_cells, repeats
-from study.cells import Cell, cell_id, stage_of
+from study.cells import cell_id
 from study.claims import Claim, claims_from
+from study.queue import Cell, stage_of
 from study.run import Making, StudyHandle, carry_out
 from study.sending import find_run
 from study.space import Recipe, configuration, experiment
 from study.statistics import LEVEL, seeds_needed
-from study.storage import CONFIRM, Places, database_errors, has_study, open_study
-from study.tracking import open_tracker, read_ranks
+from study.storage import CONFIRM, Places, has_study, open_study
+from study.tracking import open_tracker, read_ranks, study_errors
 
 FEWEST_SEEDS = 5
 """With fewer, the seeds' own spread is hardly known, and neither is how sure the answer is."""
@@ -69,7 +70,7 @@ def confirm(
         raise StudyError(f"--detect is {detect:g}, expected a difference of HR@10 such as 0.01, which is one point")
     if seeds is not None and detect is not None:
         raise StudyError(f"--seeds is {seeds} and --detect {detect:g}, expected one of them: each says how many seeds")
-    with database_errors(where):
+    with study_errors(where):
         study = open_study(where, name)
         name, attrs = study.study_name, study.user_attrs
         if not stage_of(study).is_finished:

@@ -18,7 +18,6 @@ from mlflow.exceptions import MlflowException
 from skiprec.dataset import load_dataset
 from skiprec.errors import ConfigError, SkiprecError, StudyError
 from study.storage import (
-    DATABASE_ERRORS,
     Places,
     failure,
     has_schema,
@@ -27,7 +26,7 @@ from study.storage import (
     open_study,
     server_engine,
 )
-from study.tracking import open_tracker
+from study.tracking import STUDY_ERRORS, open_tracker
 
 LEAST_FREE_GB = 2.0
 MOST_SKEW_SECONDS = 10.0
@@ -70,7 +69,7 @@ def examine(where: Places, name: str | None) -> Iterator[Finding]:
     except ConfigError as error:  # of another version of this program
         yield Finding("study", False, str(error))
         return
-    except (SkiprecError, *DATABASE_ERRORS) as error:
+    except (SkiprecError, *STUDY_ERRORS) as error:
         if name is not None:
             yield Finding("study", False, str(error))
         return
@@ -83,7 +82,7 @@ def found(what: str, check: Callable[[], str]) -> Finding:
     """A check's finding, whatever it raises."""
     try:
         return Finding(what, True, check())
-    except (SkiprecError, OSError, *DATABASE_ERRORS) as error:
+    except (SkiprecError, OSError, *STUDY_ERRORS) as error:
         return Finding(what, False, " ".join(str(error).split()))
 
 
@@ -106,7 +105,7 @@ def storage_works(where: Places) -> str:
         probe = f"skiprec-probe-{uuid.uuid4()}"
         optuna.create_study(study_name=probe, storage=storage)
         optuna.delete_study(study_name=probe, storage=storage)
-    except DATABASE_ERRORS as error:
+    except STUDY_ERRORS as error:
         raise failure(where.storage, error) from error
     return f"{where.storage}: reads and writes, schema {current}"
 

@@ -9,9 +9,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from skiprec.config import flatten
-from skiprec.trainer import TrainConfig
-from study.cells import Cell, attempts, cell_status, facts, is_abandoned
+from study.queue import Cell, attempts, cell_status, facts, is_abandoned
 
 CELLS_FOR_FIRST = 2
 """After so many complete cells the estimate is kept, to be compared with what the study took."""
@@ -34,7 +32,7 @@ class Pace:
 
 
 def seconds_left(
-    recipe: Mapping[str, Any], cells: list[Cell], trials: list[FrozenTrial], *, workers: int, now: datetime
+    about: Mapping[str, Any], cells: list[Cell], trials: list[FrozenTrial], *, workers: int, now: datetime
 ) -> float | None:
     """How long the workers will still be busy with a study's cells, as they are planned and as they went so far.
 
@@ -44,7 +42,7 @@ def seconds_left(
     that are most like it; and that none fails. A cell that was stopped counts from its start.
 
     Args:
-        recipe: The study's, as its attributes hold it.
+        about: The study's attributes: its recipe, and the settings that hold where that says nothing.
         cells: All that are planned, in the queue's order.
         trials: All that there are.
         workers: How many take cells from the queue.
@@ -54,8 +52,8 @@ def seconds_left(
         Seconds; 0 where nothing is left, None where no epoch has ended yet.
     """
     tried = attempts(trials)
-    status = {cell.id: cell_status(tried.get(cell.id, []), recipe["max_attempts"]) for cell in cells}
-    waiting = [settings_of(recipe, cell) for cell in cells if status[cell.id] == "waiting"]
+    status = {cell.id: cell_status(tried.get(cell.id, []), about["recipe"]["max_attempts"]) for cell in cells}
+    waiting = [settings_of(about, cell) for cell in cells if status[cell.id] == "waiting"]
     running = {c.id: t for c in cells for t in tried.get(c.id, []) if t.state == TrialState.RUNNING}
     if not waiting and not running:
         return 0.0
@@ -66,7 +64,7 @@ def seconds_left(
     usual = statistics.mean(facts(t)["epochs"] for t in complete) if complete else float("inf")
     # When each worker is free: those at work after what is left of their cells, the others at once.
     free = [
-        left_of(running[cell.id], settings_of(recipe, cell), usual, seen, now) for cell in cells if cell.id in running
+        left_of(running[cell.id], settings_of(about, cell), usual, seen, now) for cell in cells if cell.id in running
     ]
     free += [0.0] * (workers - len(free))
     heapq.heapify(free)
@@ -97,9 +95,10 @@ def left_of(trial: FrozenTrial, settings: Mapping[str, Any], usual: float, seen:
     return max(0.0, an_epoch * (expected - done) - min(max(0.0, under_way), an_epoch))
 
 
-def settings_of(recipe: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+def settings_of(about: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     """Every setting of a planned cell; a list or a range where it is still to be proposed."""
-    return flatten(TrainConfig()) | recipe["settings"] | recipe["arms"][cell.arm] | cell.params
+    recipe = about["recipe"]
+    return about["defaults"] | recipe["settings"] | recipe["arms"][cell.arm] | cell.params
 
 
 def costs_of(settings: Mapping[str, Any]) -> dict[str, Any]:

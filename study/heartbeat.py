@@ -11,7 +11,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from study.cells import is_abandoned
+from study.queue import is_abandoned
 from study.storage import DATABASE_ERRORS
 
 LOST = 75

@@ -21,13 +21,13 @@ from skiprec.errors import CheckpointError, OutputError, TrainingDiverged, Train
 from skiprec.evaluation import Evaluator
 from skiprec.run import RESUME, Run, read_record
 from skiprec.trainer import SELECTED_BY, TrainConfig
-from study.cells import FIRST_AGAIN, RUN_KEY, SEED_STEP, Cell, cell_id, enqueue, finish, is_failure
+from study.cells import SEED_STEP, cell_id
 from study.pruning import is_behind
+from study.queue import FIRST_AGAIN, RUN_KEY, Cell, enqueue, finish, is_failure
 from study.sending import Home
 from study.space import Recipe, configuration, experiment, suggest
 from study.spool import Spool
-from study.storage import DATABASE_ERRORS
-from study.tracking import MLflowTracker
+from study.tracking import STUDY_ERRORS, MLflowTracker
 
 RECORDED = (
     "weights",
@@ -89,7 +89,7 @@ def attempt(place: Workplace, trial: optuna.Trial) -> None:
         tracker.end("KILLED")
         if is_done:
             shutil.rmtree(folder_of(place, trial).parent, ignore_errors=True)
-    except (TrainingStopped, OutputError, *DATABASE_ERRORS) as stop:  # not the cell's fault
+    except (TrainingStopped, OutputError, *STUDY_ERRORS) as stop:  # not the cell's fault
         give_up(place, trial, tracker, str(stop), status="KILLED", again=True, interrupted=True)
         raise
     except TrainingDiverged as error:  # it would diverge again in just the same way

@@ -56,7 +56,7 @@ class PatientStorage(RDBStorage):
     """Waits while the server does not answer.
 
     A statement whose connection breaks may have been committed or not. To set something again changes nothing; a trial
-    that is made again is one too many, which `study.cells.Queue` removes.
+    that is made again is one too many, which `study.queue.Queue` removes.
     """
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:

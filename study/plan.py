@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from skiprec.config import flatten
 from skiprec.dataset import Dataset
 from skiprec.device import settle
 from skiprec.trainer import TrainConfig, Trainer
-from study.cells import Cell, plan
+from study.cells import plan
 from study.claims import Claim
 from study.confirm import FEWEST_SEEDS
 from study.estimate import costs_of, duration, largest, settings_of
+from study.queue import Cell
 from study.space import Recipe, arm_settings, budget, claims_of, configuration, corners
 
 BATCHES_TIMED = 4
@@ -62,7 +64,8 @@ def arm_plan(
         cells: All that are planned.
         timed: Arm and settings -> seconds an epoch.
     """
-    own = [settings_of(dataclasses.asdict(recipe), cell) for cell in cells if cell.arm == arm]
+    about = {"recipe": dataclasses.asdict(recipe), "defaults": flatten(TrainConfig())}
+    own = [settings_of(about, cell) for cell in cells if cell.arm == arm]
     seconds = [timed(arm, settings) * largest(settings["max_epochs"]) for settings in own]
     return ArmPlan(arm=arm, cells=len(own), search_seconds=sum(seconds), confirm_seconds=FEWEST_SEEDS * max(seconds))
 

@@ -3,7 +3,7 @@
 import optuna
 from optuna.trial import TrialState
 
-from study.cells import FIRST_AGAIN
+from study.queue import FIRST_AGAIN
 from study.space import Recipe
 
 FIRST_CELLS = 4

@@ -12,8 +12,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from study.cells import finish, is_abandoned, planned_cells, refill
 from study.locks import claim_lock
+from study.queue import finish, is_abandoned, planned_cells, refill
 from study.storage import Places, open_storage
 
 MAX_ABANDONED = 3

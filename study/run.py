@@ -17,29 +17,30 @@ import optuna
 import torch
 
 from skiprec.baselines import baselines, evaluate_baselines
+from skiprec.config import flatten
 from skiprec.dataset import Dataset, Split, load_dataset
 from skiprec.device import settle
 from skiprec.errors import OutputError, StudyError
 from skiprec.evaluation import Evaluator
 from skiprec.run import environment
+from skiprec.trainer import TrainConfig
 from study.allowance import allow, allowance_of
-from study.cells import FIRST_AGAIN, Cell, Progress, plan, planned_cells, refill, stage_of
+from study.cells import plan
 from study.crew import Crew
 from study.locks import claim_lock, run_lock
 from study.locks import make_schema as make_study_schema
+from study.queue import FIRST_AGAIN, Cell, Progress, planned_cells, refill, stage_of
 from study.reaper import end_dead, worker_name
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
 from study.storage import (
-    DATABASE_ERRORS,
     Places,
-    database_errors,
     open_storage,
     open_study,
     places,
     refuse_other_version,
 )
 from study.sync import register, sync
-from study.tracking import end_study, git_commit, home_of, open_tracker, reopen_run
+from study.tracking import STUDY_ERRORS, end_study, git_commit, home_of, open_tracker, reopen_run, study_errors
 from study.tracking import make_schema as make_tracking_schema
 from study.watch import watch
 
@@ -78,13 +79,13 @@ class StudyHandle:
     @property
     def study(self) -> optuna.Study:
         """Optuna's own object."""
-        with database_errors(self.where):
+        with study_errors(self.where):
             return open_study(self.where, self.name)
 
     def progress(self) -> Progress:
         """Where its cells stand."""
         study = self.study
-        with database_errors(self.where):
+        with study_errors(self.where):
             return stage_of(study)
 
     def trials(self) -> "pd.DataFrame":
@@ -183,7 +184,7 @@ def carry_out(
         StudyError: If the name belongs to another recipe or other data, someone else runs it, or a worker failed.
         KeyboardInterrupt: After Ctrl-C, when every worker has given its cell back.
     """
-    with database_errors(where), run_lock(where, making.name):
+    with study_errors(where), run_lock(where, making.name):
         study = create(where, making, workers, device, offline)
         try:
             end_dead(where, study)
@@ -204,7 +205,7 @@ def carry_out(
                 home = home_of(where, study.user_attrs, offline=offline)
                 end_study(home, where.spool(making.name), "FINISHED" if stage_of(study).is_finished else "KILLED")
             if not offline:
-                with suppress(StudyError, *DATABASE_ERRORS):  # `study status` says what waits
+                with suppress(StudyError, *STUDY_ERRORS):  # `study status` says what waits
                     sync(where, study)
     return StudyHandle(making.name, where)
 
@@ -245,6 +246,7 @@ def introduce(study: optuna.Study, making: Making, workers: int, device: str) ->
     chosen = settle(device, threads)
     about = dict(making.about) | {
         "recipe": dataclasses.asdict(making.recipe),
+        "defaults": flatten(TrainConfig()),
         "dataset": str(dataset.path.resolve()),
         "dataset_digest": dataset.digest,
         "dataset_counts": dataset.manifest.counts,

@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from skiprec.config import Value
 from skiprec.randomness import derive_seed
-from study.cells import FIRST_AGAIN
+from study.queue import FIRST_AGAIN
 from study.space import Recipe, suggest
 
 MOST_AT_RANDOM = 10

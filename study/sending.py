@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from skiprec.errors import StudyError
 from skiprec.files import writing_to
-from study.cells import RUN_KEY
+from study.queue import RUN_KEY
 
 FILE_SECONDS = 120
 """How long a server may take to store a file."""

@@ -6,8 +6,8 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
-from study.cells import attempts, is_failure, planned_cells, progress
 from study.estimate import compared, duration, seconds_at_work, seconds_left
+from study.queue import attempts, is_failure, planned_cells, progress
 from study.spool import waiting
 
 
@@ -27,7 +27,7 @@ def describe(study: optuna.Study) -> str:
         where = f"{best.user_attrs['arm']}: {settings}" if settings else best.user_attrs["arm"]
         lines.append(f"best so far: val HR@10 {best.value:.4f}, {where}")
     workers = max(about.get("workers", 1), stage.running)
-    left = seconds_left(about["recipe"], cells, trials, workers=workers, now=now)
+    left = seconds_left(about, cells, trials, workers=workers, now=now)
     if left:
         lines.append(f"time left: about {duration(left)} with {workers} at work")
     if "first_estimate" in about and left is not None:

@@ -10,7 +10,6 @@ from typing import Any
 import optuna
 import sqlalchemy
 from alembic.util.exc import CommandError
-from mlflow.exceptions import MlflowException
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 
@@ -97,8 +96,8 @@ def is_server(url: str) -> bool:
     return url.startswith("postgresql")
 
 
-DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, MlflowException, CommandError)
-"""What Optuna and MLflow raise when a database or a server does not do as asked, or is of another version."""
+DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, CommandError)
+"""What is raised where a database does not do as asked, or is of another version. `tracking` adds the tracker's own."""
 
 
 def failure(url: str, error: Exception) -> StudyError:
@@ -113,15 +112,13 @@ def failure(url: str, error: Exception) -> StudyError:
 
 @contextmanager
 def database_errors(where: Places) -> Iterator[None]:
-    """Turn the failures of a study's two databases into one line.
+    """Turn the failures of a study's database into one line. Where the tracker is asked too, see `tracking`.
 
     Raises:
         StudyError: In place of theirs.
     """
     try:
         yield
-    except MlflowException as error:
-        raise failure(where.tracking_uri, error) from error
     except DATABASE_ERRORS as error:
         raise failure(where.storage, error) from error
 

@@ -6,7 +6,8 @@ import logging
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,40 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as TrackedDataset
 from mlflow.entities import DatasetInput, RunStatus
+from mlflow.exceptions import MlflowException
 from optuna.trial import TrialState
 
 from skiprec.dataset import Dataset, Split
 from skiprec.errors import StudyError
 from skiprec.files import writing_to
 from skiprec.run import ranks_file
-from study.cells import RUN_KEY
 from study.locks import new_database
+from study.queue import RUN_KEY
 from study.sending import Home, Sender, Unreachable, quoted
 from study.spool import PARENT, Spool, spools
-from study.storage import Places, check_server, with_settings
+from study.storage import DATABASE_ERRORS, Places, check_server, database_errors, failure, with_settings
 
 for noisy in ("mlflow", "alembic"):
     logging.getLogger(noisy).setLevel(logging.WARNING)
 # Prints the traceback of what it raises as well.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+STUDY_ERRORS = (*DATABASE_ERRORS, MlflowException)
+"""What Optuna and MLflow raise when a database or a server does not do as asked."""
+
+
+@contextmanager
+def study_errors(where: Places) -> Iterator[None]:
+    """Turn the failures of a study's database and of its tracker into one line.
+
+    Raises:
+        StudyError: In place of theirs.
+    """
+    with database_errors(where):
+        try:
+            yield
+        except MlflowException as error:
+            raise failure(where.tracking_uri, error) from error
 
 
 def git_commit() -> str:
@@ -78,7 +97,7 @@ def without_tracker() -> MlflowClient:
 
 def make_schema(where: Places) -> None:
     """Make MLflow's schema where there is none. One process must do that before others come."""
-    with new_database(where.tracking_uri) as url:
+    with study_errors(where), new_database(where.tracking_uri) as url:
         MlflowClient(tracking_uri=with_settings(url)).search_experiments(max_results=1)
 
 

@@ -10,9 +10,9 @@ import optuna
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from study.cells import Progress, planned_cells, progress
 from study.crew import Crew
 from study.estimate import CELLS_FOR_FIRST, duration, seconds_at_work, seconds_left
+from study.queue import Progress, planned_cells, progress
 
 POLL_SECONDS = 0.5
 LOOK_SHARE = 0.05
@@ -35,7 +35,7 @@ def watch(study: optuna.Study, crew: Crew, show_progress: bool) -> None:
                 start, now = time.monotonic(), datetime.now()
                 trials = study.get_trials(deepcopy=False)
                 stage = progress(trials, cells, about["recipe"]["max_attempts"])
-                left = seconds_left(about["recipe"], cells, trials, workers=crew.size, now=now)
+                left = seconds_left(about, cells, trials, workers=crew.size, now=now)
                 if left and stage.complete >= CELLS_FOR_FIRST and not has_first:
                     made = datetime.now(UTC).isoformat(timespec="seconds")
                     total = seconds_at_work(trials, now) + left

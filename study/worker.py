@@ -18,16 +18,16 @@ from skiprec.device import settle
 from skiprec.errors import StudyError, TrainingStopped
 from skiprec.evaluation import Evaluator
 from study.allowance import Allowance, allowance_of
-from study.cells import Queue, stage_of
 from study.heartbeat import beating
 from study.locks import claim_lock
 from study.objective import Workplace, attempt, give_up
+from study.queue import Queue, stage_of
 from study.reaper import reap, worker_name
 from study.sampler import WithinArm
 from study.sending import Unreachable
 from study.space import Recipe
-from study.storage import Places, database_errors, open_storage, open_study
-from study.tracking import end_study, git_commit, home_of, send_waiting
+from study.storage import Places, open_storage, open_study
+from study.tracking import end_study, git_commit, home_of, send_waiting, study_errors
 
 IDLE_SECONDS = 2.0
 """Between two looks of a worker that has nothing to do while others still have."""
@@ -77,7 +77,7 @@ def work(where: Places, name: str, device: str, parent: int | None = None) -> No
     """
     should_stop = StopFlag(parent)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with database_errors(where):
+    with study_errors(where):
         study = open_study(where, name)
         place = workplace(where, study, device, should_stop)
         grace = place.about["grace_seconds"]

@@ -55,6 +55,7 @@ class FakeStudy:
                 "settings": {},
                 "arms": {arm: {} for arm in arms},
             },
+            "defaults": flatten(from_flat({})),
             "dataset": "data/mini set",
             "dataset_digest": "ab" * 32,
             "dataset_counts": {"sessions": SESSIONS, "items": 900, "rows": 40000, "skipped": 20000},

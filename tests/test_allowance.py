@@ -8,8 +8,8 @@ from test_study import RECIPE, data, open_study, run  # noqa: F401  the fixture 
 
 from skiprec.errors import ConfigError
 from study.allowance import Allowance, allow, allowance_of, begun, seconds
-from study.cells import Cell, Queue, enqueue, finish
 from study.locks import claim_lock
+from study.queue import Cell, Queue, enqueue, finish
 from study.storage import Places
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -12,10 +12,11 @@ from fake_study import FakeStudy
 from skiprec.config import flatten
 from skiprec.errors import StudyError
 from study.analysis import done_cells
-from study.cells import cell_id, enqueue
+from study.cells import cell_id
 from study.claims import claims_from
 from study.confirm import FIRST_SEED, confirming_recipe, expected_noise, finalists, fresh_seeds, paired_plan
 from study.objective import choose
+from study.queue import enqueue
 from study.space import Recipe, configuration, experiment
 
 DIGEST = "d" * 64

@@ -139,7 +139,7 @@ def test_an_unfinished_study_is_not_confirmed(data, tmp_path):  # noqa: F811
     """Or the arm that is behind would be chosen from fewer cells."""
     (tmp_path / "tiny.toml").write_text(SEARCH)
     from skiprec.dataset import load_dataset
-    from study.cells import refill
+    from study.queue import refill
     from study.run import Making, create
     from study.space import load_recipe
 

@@ -6,8 +6,10 @@ import pytest
 from fake_study import START, FakeStudy
 from optuna.trial import TrialState
 
-from study.cells import Cell
+from skiprec.config import flatten
+from skiprec.trainer import TrainConfig
 from study.estimate import compared, seconds_at_work, seconds_left
+from study.queue import Cell
 from study.status import describe
 
 UP_TO_TEN = {"max_epochs": 10, "patience": 3}
@@ -36,7 +38,8 @@ def left(fake, *waiting, workers=1, at=1000.0):
     cells = [Cell(identity, cell["arm"], 1, {}) for identity, cell in fake.cells.items()]
     cells += [Cell(f"later {i}", arm, 1, {}) for i, arm in enumerate(waiting)]
     now = START + timedelta(seconds=at)
-    return seconds_left(RECIPE, cells, fake.study.trials, workers=workers, now=now)
+    about = {"recipe": RECIPE, "defaults": flatten(TrainConfig())}
+    return seconds_left(about, cells, fake.study.trials, workers=workers, now=now)
 
 
 def test_nothing_is_said_before_an_epoch_has_ended():

@@ -6,8 +6,8 @@ import optuna
 import pytest
 import sqlalchemy.exc
 
-from study.cells import finish
 from study.heartbeat import beating
+from study.queue import finish
 
 
 class Storage:

@@ -50,6 +50,31 @@ def test_help_of_the_module_loads_nothing_heavy():
     assert loaded_after(HELP.format(run='runpy.run_module("skiprec", run_name="__main__")')) == []
 
 
+STATUS = """
+from datetime import datetime
+from pathlib import Path
+import optuna
+from study import cli
+from study.locks import make_schema
+from study.queue import enqueue, planned_cells
+from study.storage import open_storage, places
+where = places(Path({mlruns!r}), None, None)
+make_schema(where)
+study = optuna.create_study(study_name="tiny", storage=open_storage(where), direction="maximize")
+cells = {{"a": {{"arm": "S-", "seed": 1, "params": {{"alpha": 0.0}}}}}}
+recipe = {{"max_attempts": 2, "settings": {{"patience": 1, "max_epochs": 2}}, "arms": {{"S-": {{}}}}}}
+for key, value in {{"recipe": recipe, "defaults": {{}}, "cells": cells, "grace_seconds": 9.0}}.items():
+    study.set_user_attr(key, value)
+enqueue(study, planned_cells(study)[0], 1)
+cli.status(mlruns=Path({mlruns!r}))
+"""
+
+
+def test_status_loads_neither_torch_nor_mlflow(tmp_path):
+    """Of a study with a cell that waits: it is what people ask again and again while they wait."""
+    assert not {"torch", "mlflow", "matplotlib"} & set(loaded_after(STATUS.format(mlruns=str(tmp_path / "mlruns"))))
+
+
 def imported_by(file: Path) -> set[str]:
     """The packages that a file imports, wherever in it."""
     found = set()

@@ -22,8 +22,8 @@ from test_ui import free_port
 from skiprec.dataset import load_dataset
 from skiprec.errors import StudyError
 from study import tracking
-from study.cells import planned_cells, refill
 from study.locks import claim_lock, make_schema, run_lock
+from study.queue import planned_cells, refill
 from study.run import Making, create
 from study.space import load_recipe
 from study.storage import check_server, database_errors, open_storage, open_study, places, with_settings

@@ -10,8 +10,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from study.cells import Cell, Queue, attempts, enqueue, finish
 from study.locks import claim_lock, make_schema
+from study.queue import Cell, Queue, attempts, enqueue, finish
 from study.reaper import dead, is_gone, place_of_processes, reap, worker_name
 from study.storage import Places, open_storage
 

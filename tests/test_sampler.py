@@ -6,7 +6,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import create_trial
 
 from skiprec.randomness import derive_seed
-from study.cells import FIRST_AGAIN
+from study.queue import FIRST_AGAIN
 from study.sampler import WithinArm
 from study.space import Recipe
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from skiprec.errors import OutputError, StudyError
 from study import tracking
-from study.cells import RUN_KEY
+from study.queue import RUN_KEY
 from study.sending import Home, Sender, Unreachable, find_run, find_runs, is_outage
 from study.spool import PARENT, Spool, spools, waiting
 from study.status import untold

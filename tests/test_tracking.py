@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import optuna
 from optuna.trial import TrialState, create_trial
 
-from study.cells import RUN_KEY
+from study.queue import RUN_KEY
 from study.tracking import close_orphans
 
 

@@ -8,8 +8,8 @@ from mlflow import MlflowClient
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import TrialState
 
-from study.cells import facts, planned_cells, refill
 from study.locks import run_lock
+from study.queue import facts, planned_cells, refill
 from study.run import Making, create
 from study.space import Recipe
 from study.storage import places

@@ -6,7 +6,7 @@ import pytest
 from fake_study import FakeStudy
 
 from study import watch
-from study.cells import Progress
+from study.queue import Progress
 from study.watch import Lines
 
 

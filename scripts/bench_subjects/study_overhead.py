@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from skiprec.prepare import prepare_logs
 from skiprec.synthetic import synthesize_logs
-from study.cells import facts
+from study.queue import facts
 
 RECIPE = """
 name = "bench"

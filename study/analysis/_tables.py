@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from skiprec.config import from_flat
 from skiprec.evaluation import HIT_RATE_AT
 from skiprec.files import canonical_json
-from study.cells import RUN_KEY, attempts, cell_status, facts, is_failure
+from study.queue import RUN_KEY, attempts, cell_status, facts, is_failure
 from study.space import effective, experiment
 
 ARCHITECTURES = ("unidirectional", "bidirectional")

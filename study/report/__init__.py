@@ -20,8 +20,8 @@ from study.report._page import best_toml, sections, top
 from study.report._render import html_page, markdown_environment, markdown_page, markdown_table, markdown_text
 from study.report._summary import finite, summary, tables
 from study.sending import find_run
-from study.storage import CONFIRM, Places, database_errors, has_study, open_study
-from study.tracking import log_report, open_tracker, read_ranks
+from study.storage import CONFIRM, Places, has_study, open_study
+from study.tracking import log_report, open_tracker, read_ranks, study_errors
 
 __all__ = ["Table", "markdown_environment", "markdown_table", "markdown_text", "note", "report_study", "write_report"]
 
@@ -42,7 +42,7 @@ def report_study(where: Places, name: str | None, out: Path) -> list[Path]:
         StudyError: If there is no such study, no cell of it is complete, or a database failed.
     """
     refuse_existing(out)
-    with database_errors(where):
+    with study_errors(where):
         study = open_study(where, name)
         if "confirms" in study.user_attrs:
             study = open_study(where, study.user_attrs["confirms"])

@@ -7,8 +7,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from study.cells import Cell, Queue, enqueue, progress, refill
 from study.locks import claim_lock, make_schema
+from study.queue import Cell, Queue, enqueue, progress, refill
 from study.storage import open_storage, open_study, places
 
 CELLS = [Cell("one", "a", 1, {"x": 1}), Cell("two", "a", 1, {"x": 2})]
