@@ -31,6 +31,7 @@ from study.locks import claim_lock, run_lock
 from study.locks import make_schema as make_study_schema
 from study.queue import FIRST_AGAIN, Cell, Progress, planned_cells, refill, stage_of
 from study.reaper import end_dead, worker_name
+from study.sending import Refused, Unreachable
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
 from study.storage import (
     Places,
@@ -164,7 +165,10 @@ def launch(
     )
     where = places(Path(mlruns), storage, tracking_uri, Path(checkpoint_dir) if checkpoint_dir else None)
     limits = {"max_cells": max_cells, "budget_seconds": budget_seconds, "offline": offline}
-    return carry_out(where, making, workers, device, show_progress, **limits)
+    try:
+        return carry_out(where, making, workers, device, show_progress, **limits)
+    except Unreachable as error:
+        raise Unreachable(f"{error}; or `study run --offline` goes on without it") from error
 
 
 def carry_out(
@@ -189,7 +193,10 @@ def carry_out(
         try:
             end_dead(where, study)
             if not offline:
-                sync(where, study)
+                try:
+                    sync(where, study)
+                except Refused as error:  # what a run has to say must not keep the others from training
+                    print(f"warning: {error}", file=sys.stderr)
                 reopen_run(open_tracker(where), study.user_attrs["parent_run"])
             with claim_lock(where, making.name):
                 refill(study, planned_cells(study), making.recipe.max_attempts)

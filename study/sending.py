@@ -26,6 +26,10 @@ class Unreachable(StudyError):
     """The tracker does not answer, or fails by itself. What was to be said can be said later."""
 
 
+class Refused(StudyError):
+    """The tracker is there, and does not take what some runs have to say; or that is damaged. It waits on."""
+
+
 @contextmanager
 def outages(seconds: int) -> Iterator[None]:
     """Call the tracker, and tell its absence from its refusals.

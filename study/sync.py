@@ -4,7 +4,7 @@ from pathlib import Path
 
 import optuna
 
-from study.sending import Unreachable
+from study.sending import Refused, Unreachable
 from study.storage import Places
 from study.tracking import (
     close_orphans,
@@ -38,6 +38,7 @@ def sync(where: Places, study: optuna.Study) -> tuple[int, int]:
 
     Raises:
         Unreachable: If the tracker is away; what was not sent waits on.
+        Refused: If it does not take what some runs say, after all else was done.
     """
     register(where, study)
     home = home_of(where, study.user_attrs)
@@ -45,5 +46,8 @@ def sync(where: Places, study: optuna.Study) -> tuple[int, int]:
         sent = send_waiting(home, where.spool(study.study_name))
     except Unreachable as error:
         raise Unreachable(f"{where.tracking_uri}: {error}; what was not sent waits for `study sync`") from error
+    except Refused:
+        close_orphans(home.client(), study)
+        raise
     close_orphans(home.client(), study)
     return sent

@@ -25,7 +25,7 @@ from skiprec.files import writing_to
 from skiprec.run import ranks_file
 from study.locks import new_database
 from study.queue import RUN_KEY
-from study.sending import Home, Sender, Unreachable, quoted
+from study.sending import Home, Refused, Sender, Unreachable, is_outage, quoted
 from study.spool import PARENT, Spool, spools
 from study.storage import DATABASE_ERRORS, Places, check_server, database_errors, failure, with_settings
 
@@ -49,7 +49,8 @@ def study_errors(where: Places) -> Iterator[None]:
         try:
             yield
         except MlflowException as error:
-            raise failure(where.tracking_uri, error) from error
+            kind = Unreachable if is_outage(error) else StudyError
+            raise kind(str(failure(where.tracking_uri, error))) from error
 
 
 def git_commit() -> str:
@@ -303,11 +304,22 @@ def send_waiting(home: Home, study: Path) -> tuple[int, int]:
 
     Raises:
         Unreachable: If the tracker is still away; what was not sent waits on.
+        Refused: If it does not take what some runs say, or that is damaged, after all else was sent.
     """
-    counts = []
+    counts, refused = [], []
     for spool in spools(study):
         sender = Sender(home, spool.key, home.parent if spool.key == PARENT else None)
-        counts.append(spool.replay(functools.partial(sender.send, seconds=PATIENT_SECONDS, waited=True)))
+        try:
+            counts.append(spool.replay(functools.partial(sender.send, seconds=PATIENT_SECONDS, waited=True)))
+        except Unreachable:
+            raise
+        except (StudyError, MlflowException) as error:
+            refused.append(f"{spool.folder}: {' '.join(str(error).split())}")
+    if refused:
+        raise Refused(
+            f"{len(refused)} of {len(refused) + len(counts)} runs were not taken by the tracker, the first in "
+            f"{refused[0]}. The others were sent; a folder that is moved away is not asked for again"
+        )
     return sum(counts), sum(map(bool, counts))
 
 

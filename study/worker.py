@@ -24,7 +24,7 @@ from study.objective import Workplace, attempt, give_up
 from study.queue import Queue, stage_of
 from study.reaper import reap, worker_name
 from study.sampler import WithinArm
-from study.sending import Unreachable
+from study.sending import Refused, Unreachable
 from study.space import Recipe
 from study.storage import Places, open_storage, open_study
 from study.tracking import end_study, git_commit, home_of, send_waiting, study_errors
@@ -91,7 +91,7 @@ def work(where: Places, name: str, device: str, parent: int | None = None) -> No
         stage = stage_of(study)  # its time may be over, or everything done
         if stage.is_finished and place.home.parent and parent is None:  # or who started this one says so
             end_study(place.home, place.spool, "FINISHED")
-        with suppress(Unreachable):  # `study status` says what waits on
+        with suppress(Unreachable, Refused):  # `study status` says what waits on
             send_waiting(place.home, place.spool)
 
 

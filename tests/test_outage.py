@@ -163,7 +163,8 @@ def test_a_study_may_be_made_and_finished_without_its_server_and_told_later(data
     arguments = ("tiny.toml", "--data", data, "--device", "cpu", "--tracking-uri", server.address)
     refused = run(tmp_path, "study", "run", *arguments)
     assert refused.returncode == 1
-    assert refused.stderr.startswith(f"StudyError: {server.address}: ")
+    assert refused.stderr.startswith(f"Unreachable: {server.address}: ")
+    assert refused.stderr.endswith("or `study run --offline` goes on without it\n")
     assert len(refused.stderr.splitlines()) == 1
     done = run(tmp_path, "study", "run", *arguments, "--offline")
     assert done.returncode == 0, done.stderr

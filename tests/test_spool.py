@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from skiprec.errors import OutputError, StudyError
 from study import tracking
 from study.queue import RUN_KEY
-from study.sending import Home, Sender, Unreachable, find_run, find_runs, is_outage
+from study.sending import Home, Refused, Sender, Unreachable, find_run, find_runs, is_outage
 from study.spool import PARENT, Spool, spools, waiting
 from study.status import untold
 from study.tracking import MLflowTracker, end_study, home_of, send_waiting
@@ -225,6 +225,28 @@ def test_a_refusal_is_no_outage(tracker, tmp_path, files):
     assert not is_outage(refusal)
     assert is_outage(MlflowException("the server's own fault"))
     assert is_outage(OperationalError("SELECT 1", {}, Exception("gone")))
+
+
+def test_one_run_that_is_refused_keeps_no_other_from_being_sent(tracker, tmp_path, files):
+    """By the tracker, or for a damaged line: the error names the first one's folder, and both wait on."""
+    study = tmp_path / "spool"
+    for key in ("unknown", "damaged", "good"):
+        tell(home(tracker, Away(tracker[0], 0, times=10**6)), Spool(study, key), files)
+    damage = study / "damaged" / "records.jsonl"
+    damage.write_bytes(damage.read_bytes().replace(b"alpha", b"ALPHA"))
+
+    class Picky(Away):
+        """Refuses what one run says of its settings."""
+
+        def log_batch(self, run_id, **what):
+            if self.client.get_run(run_id).data.tags[RUN_KEY] == "unknown":
+                raise MlflowException("no such thing", INVALID_PARAMETER_VALUE)
+            return self.client.log_batch(run_id, **what)
+
+    with pytest.raises(Refused, match=r"^2 of 3 runs were not taken by the tracker, the first in .*unknown: no such "):
+        send_waiting(home(tracker, Picky(tracker[0], 10**6)), study)
+    assert [s.key for s in spools(study)] == ["unknown", "damaged"]
+    assert tracker[0].get_run(find_run(*tracker[:2], "good")).info.status == "FINISHED"
 
 
 def test_a_tracker_is_tried_again_after_a_while_and_not_before(tracker, tmp_path, monkeypatch):
