@@ -45,6 +45,9 @@ def prepare(
     max_length: Annotated[int, typer.Option(help="Longer sessions keep their last items.")] = 20,
     skip_threshold: Annotated[int, typer.Option(help="A skip counts from this level on, 1 to 3.")] = 2,
     only_sessions_with_skips: Annotated[bool, typer.Option(help="Drop sessions without any skip.")] = False,
+    split: Annotated[
+        str, typer.Option(help="leave_one_out: each session's last two tracks are held out; temporal: the last days.")
+    ] = "leave_one_out",
 ) -> None:
     """Read listening logs into a dataset folder.
 
@@ -57,6 +60,7 @@ def prepare(
         max_length=max_length,
         skip_threshold=skip_threshold,
         only_sessions_with_skips=only_sessions_with_skips,
+        split=split,
     )
     manifest = prepare_logs(logs, out, config=config)
     counts, dropped = manifest.counts, {reason: n for reason, n in manifest.dropped.items() if n}
@@ -87,14 +91,17 @@ def synthesize(
 
 
 @app.command()
-def describe(data: Data) -> None:
+def describe(
+    data: Data, json: Annotated[bool, typer.Option("--json", help="All figures as JSON; shares are 0 to 1.")] = False
+) -> None:
     """Print what decides whether a study can learn: counts, skips, repeats, cold targets, popularity.
 
     Example: skiprec describe data/mssd
     """
-    from skiprec.describe import describe as text
+    from skiprec.describe import as_json, render
+    from skiprec.describe import describe as described
 
-    print(text(data))
+    print(described(data, as_json if json else render))
 
 
 @app.command()

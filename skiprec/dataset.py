@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Int8, Int64
+from jaxtyping import Bool, Int8, Int32, Int64
 from torch import Tensor
 
 from skiprec.errors import DatasetError
 from skiprec.prepare import N_HELD_OUT, Manifest, combined, table_digests, within
 from skiprec.schema import ITEMS, PADDING, SESSIONS
+from skiprec.splits import TEST, TRAIN, VAL, temporal_parts
 
 # S sessions, T positions (padding on the right), L the dataset's max_length.
 
@@ -45,10 +46,10 @@ class Sessions:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One held-out target a session, and what is known when it is to be predicted."""
+    """One held-out target a session that is asked about, and what is known when it is to be predicted."""
 
     inputs: Sessions
-    """All items before the target. T is one less for val than for test."""
+    """All items before the target. T is one less for val than for test, unless the split is temporal."""
     targets: Int64[Tensor, " S"]
     target_skipped: Bool[Tensor, " S"]
     target_repeated: Bool[Tensor, " S"]
@@ -81,11 +82,19 @@ class Dataset:
     held_out_contexts: Int64[Tensor, "S 2"]
     """Context types of the validation and the test target: indices into the names."""
     context_names: tuple[str, ...]
+    parts: Int8[Tensor, " S"] | None = None
+    """Of the temporal split: TRAIN, VAL or TEST of `splits`. None where each session has its own held-out items."""
 
-    def first(self, n: int) -> "Dataset":
-        """The first n sessions, with the whole catalogue."""
-        rows = ("items", "skip_levels", "lengths", "held_out_contexts")
-        return dataclasses.replace(self, **{name: getattr(self, name)[:n] for name in rows})
+    def some(self, n: int) -> "Dataset":
+        """At most n sessions, spread evenly over all, with the whole catalogue."""
+        n = min(n, self.n_sessions)
+        rows = torch.arange(n) * self.n_sessions // n
+        names = ("items", "skip_levels", "lengths", "held_out_contexts", *(["parts"] if self.parts is not None else []))
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def asked(self, split: Split) -> slice | Int64[Tensor, " n"]:
+        """The sessions that a split asks about."""
+        return slice(None) if self.parts is None else (self.parts == {"val": VAL, "test": TEST}[split]).nonzero()[:, 0]
 
     @property
     def n_sessions(self) -> int:
@@ -149,7 +158,13 @@ def load_dataset(path: str | Path) -> Dataset:
         plays=torch.from_numpy(np.concatenate([[0], combined(items["plays"]).to_numpy()])),
         held_out_contexts=torch.from_numpy(contexts.indices.to_numpy()[ends[:, None] + [-2, -1]].astype(np.int64)),
         context_names=tuple(contexts.dictionary.to_pylist()),
+        parts=torch.from_numpy(temporal_parts(days_of(sessions))) if manifest.config.split == "temporal" else None,
     )
+
+
+def days_of(sessions: pa.Table) -> Int32[np.ndarray, " S"]:
+    """The date of each session's first row, in days since 1970."""
+    return combined(sessions["date"]).cast(pa.int32()).to_numpy()
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -213,24 +228,30 @@ def first_items(dataset: Dataset, held_back: int) -> Sessions:
 
 
 def training_prefix(dataset: Dataset) -> Sessions:
-    """Items 1..K-2 of each session of K: all that training may see."""
+    """All that training may see: items 1..K-2 of each session of K, or the whole sessions of the first days."""
+    if dataset.parts is not None:
+        return first_items(dataset, 0).of((dataset.parts == TRAIN).nonzero()[:, 0])
     return first_items(dataset, N_HELD_OUT)
 
 
 def held_out(dataset: Dataset, split: Split) -> HeldOut:
-    """What is predicted: item K-1 of each session of K from those before it (val), or item K (test)."""
-    held_back = {"val": 2, "test": 1}[split]
-    inputs = first_items(dataset, held_back)
+    """What is predicted: item K-1 of each session of K from those before it (val), or item K (test).
+
+    By the temporal split, item K of each session of the validation days, or of the test days.
+    """
+    held_back = 2 if split == "val" and dataset.parts is None else 1
+    rows = dataset.asked(split)
+    inputs = first_items(dataset, held_back).of(rows)
     at = inputs.lengths[:, None]  # the target comes right after the inputs
-    targets = dataset.items.gather(1, at)  # (S, 1)
+    targets = dataset.items[rows].gather(1, at)  # (n, 1)
     return HeldOut(
         inputs=inputs,
         targets=targets.squeeze(1),
-        target_skipped=dataset.skipped.gather(1, at).squeeze(1),
+        target_skipped=dataset.skipped[rows].gather(1, at).squeeze(1),
         target_repeated=(inputs.items == targets).any(1),
-        target_context=dataset.held_out_contexts[:, {"val": 0, "test": 1}[split]],
+        target_context=dataset.held_out_contexts[rows, -held_back],
         target_third=popularity_thirds(dataset.plays)[targets.squeeze(1)],
-        session_lengths=dataset.lengths,
+        session_lengths=dataset.lengths[rows],
     )
 
 

@@ -1,31 +1,37 @@
 """Counts of a dataset folder that decide whether a study can learn from it, and their text. Computes, then renders."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Bool, Int
 
-from skiprec.dataset import Dataset, held_out, load_dataset, read_table, training_prefix
+from skiprec.dataset import Dataset, Sessions, held_out, load_dataset, read_table, training_prefix
+from skiprec.losses import next_positive
+from skiprec.negatives import first_occurrence
 from skiprec.prepare import combined
-from skiprec.schema import SESSIONS
+from skiprec.schema import PADDING, SESSIONS
 
 # S sessions, T positions (padding on the right).
 
 PAPER = {"sessions": "450K", "items": "1M", "rows": "2M", "skipped": "15%"}
 """What the paper says of its data. These cannot all hold: 450K sessions of 10 or more are at least 4.5M rows."""
 TOP = 100
+AT_ONCE = 4096
+"""Sessions whose positions are compared with each other at once."""
 
 
-def describe(folder: str | Path) -> str:
-    """What is in a dataset folder, as text.
+def describe(folder: str | Path, form: Callable[[Mapping[str, Any]], str]) -> str:
+    """What is in a dataset folder, in a form: `render`'s or `as_json`'s.
 
     Raises:
         DatasetError: If it is not a dataset folder, or was changed.
     """
-    return render(counts(load_dataset(folder)))
+    return form(counts(load_dataset(folder)))
 
 
 def counts(dataset: Dataset) -> dict[str, Any]:
@@ -38,9 +44,10 @@ def counts(dataset: Dataset) -> dict[str, Any]:
     n_rows = int(lengths.sum())
     said = dataset.manifest.counts
 
-    test = held_out(dataset, "test")
+    val, test = held_out(dataset, "val"), held_out(dataset, "test")
     targets = test.targets.numpy()
-    prefix = training_prefix(dataset).items.numpy()
+    prefix = training_prefix(dataset)
+    is_split_by_date = dataset.parts is not None
     repeats, repeats_at_once = repeated(items, is_real)
     all_plays = np.bincount(items[is_real], minlength=len(plays))[1:]
     pairs = pd.DataFrame({"session": rows, "item": items[is_real]}).drop_duplicates()
@@ -81,11 +88,20 @@ def counts(dataset: Dataset) -> dict[str, Any]:
         "repeats_at_once": share(repeats_at_once[is_real]),
         "test_skipped": share(test.target_skipped.numpy()),
         "test_repeated": share(test.target_repeated.numpy()),
-        "test_in_prefix": share((prefix == targets[:, None]).any(1)),
+        # A session of the test days has no training prefix.
+        "test_in_prefix": None if is_split_by_date else share((prefix.items.numpy() == targets[:, None]).any(1)),
         "test_cold": share(plays[targets] == 0),
+        "val_cold": share(plays[val.targets.numpy()] == 0),
+        "parts": [len(prefix.lengths), len(val.targets), len(test.targets)] if is_split_by_date else None,
+        "no_anchor": share(~has_anchor(prefix)),
+        "skipped_by_position": [share(skipped[:, t][is_real[:, t]]) for t in range(is_real.any(0).sum())],
+        "skipped_by_context": {
+            name: share(skipped[is_real][context_of_row == i]) for i, name in enumerate(context_names)
+        },
         "items_in_two_sessions": int((in_sessions >= 2).sum()),
         "items_in_training": int((plays[1:] > 0).sum()),
         "top_items_share": float(np.sort(all_plays)[::-1][:TOP].sum() / n_rows),
+        "popularity": popularity(all_plays),
         "contexts": {context_names[i]: int(by_context[i]) for i in np.argsort(-by_context, kind="stable")},
         "sessions_changing_context": int(changes_context.sum()),
         "first_date": str(min(dates)),
@@ -93,6 +109,39 @@ def counts(dataset: Dataset) -> dict[str, Any]:
         "sessions_over_several_dates": said["sessions_over_several_dates"],
         "duplicate_sessions": int(sequences.duplicated().sum()),
     }
+
+
+def popularity(plays: Int[np.ndarray, " R"]) -> list[tuple[int, float]]:
+    """What share of all plays the n most played items have, for n = 1, 2, 5, 10, ... and all."""
+    upto = np.cumsum(np.sort(plays)[::-1]) / plays.sum()
+    steps = [step * 10**power for power in range(len(str(len(plays)))) for step in (1, 2, 5)]
+    return [(n, float(upto[n - 1])) for n in [*(n for n in steps if n < len(plays)), len(plays)]]
+
+
+def has_anchor(prefix: Sessions) -> Bool[np.ndarray, " S"]:
+    """Whether a training session has a position that the contrastive loss acts on, by its defaults (semantics: 5)."""
+    found = []
+    for rows in torch.arange(len(prefix.items)).split(AT_ONCE):
+        some = prefix.of(rows)
+        heard_at, is_anchor = next_positive(some.skipped, some.items != PADDING)
+        negatives = first_occurrence(some.items, some.skipped)[:, None, :]  # (B, 1, T), for the positions of axis 1
+        negatives = negatives & (some.items[:, None, :] != some.items[:, :, None])
+        negatives &= some.items[:, None, :] != some.items.gather(1, heard_at)[:, :, None]
+        found.append((is_anchor & negatives.any(-1)).any(1))
+    return torch.cat(found).numpy()
+
+
+def as_json(figures: Mapping[str, Any]) -> str:
+    """The figures as JSON, with null where there was nothing to count."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return None if value != value else value
+
+    return json.dumps(plain(figures), indent=2, ensure_ascii=False)
 
 
 def share(flags: Bool[np.ndarray, " N"]) -> float:
@@ -141,6 +190,7 @@ def render(figures: Mapping[str, Any]) -> str:
             for name in ("skip_1", "skip_2", "skip_3", "not_skipped", "no_flag")
         ),
         f"  {'flags not nested (rows)':26}{figures['not_nested']:>12,}",
+        "skipped, by position from 1: " + " ".join(f"{100 * value:.0f}" for value in figures["skipped_by_position"]),
     ]
     for name, label in (
         ("skipped_after_skipped", "skipped after a skipped item"),
@@ -152,15 +202,25 @@ def render(figures: Mapping[str, Any]) -> str:
         ("test_skipped", "test targets skipped"),
         ("test_repeated", "test targets in their input"),
         ("test_in_prefix", "test targets in their training prefix"),
-        ("test_cold", "test targets never in any training prefix"),
+        ("val_cold", "validation targets never trained on"),
+        ("test_cold", "test targets never trained on"),
+        ("no_anchor", "training sessions with no anchor"),
         ("top_items_share", f"plays of the top {TOP} items"),
     ):
         lines.append(f"{label:42}{percent(figures[name]):>8}")
+    if figures["parts"]:
+        train, val, test = figures["parts"]
+        lines.append(f"split by date: {train:,} sessions to train on, {val:,} for validation, {test:,} for test")
     lines += [
         f"items in two sessions or more: {figures['items_in_two_sessions']:,}; "
         f"in some training prefix: {figures['items_in_training']:,}",
         "",
-        "contexts: " + "; ".join(f"{name} {n:,}" for name, n in figures["contexts"].items()),
+        "plays of the most played items: "
+        + ", ".join(f"{n:,}: {percent(value)}" for n, value in figures["popularity"] if str(n).strip("0") == "1"),
+        "contexts, plays and share skipped: "
+        + "; ".join(
+            f"{name} {n:,} {percent(figures['skipped_by_context'][name])}" for name, n in figures["contexts"].items()
+        ),
         f"sessions that change context: {figures['sessions_changing_context']:,}",
         f"dates of first rows: {figures['first_date']} to {figures['last_date']}; "
         f"sessions over several dates: {figures['sessions_over_several_dates']:,}",
@@ -169,6 +229,6 @@ def render(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def percent(value: float) -> str:
+def percent(value: float | None) -> str:
     """As 51.7%; a dash where there was nothing to count."""
-    return "-" if value != value else f"{100 * value:.1f}%"
+    return "-" if value is None or value != value else f"{100 * value:.1f}%"

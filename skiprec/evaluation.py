@@ -89,7 +89,7 @@ class ModelScorer:
 
 
 def draw_candidates(dataset: Dataset, split: str, n_candidates: int = N_CANDIDATES) -> Int[Tensor, "S {n_candidates}"]:
-    """The candidates of every session: uniform, without replacement, none of them in the session.
+    """The candidates of every session that is asked about: uniform, without replacement, none of them in the session.
 
     They depend on the dataset and the split alone, so every model answers the same questions (semantics: section 6).
 
@@ -102,7 +102,7 @@ def draw_candidates(dataset: Dataset, split: str, n_candidates: int = N_CANDIDAT
         Item indices as int32, on the CPU.
     """
     key = derive_seed(dataset.digest, split, "candidates")
-    sessions = dataset.items.cpu().numpy()
+    sessions = dataset.items[dataset.asked(split)].cpu().numpy()
     rows = np.arange(len(sessions), dtype=np.uint64)[:, None]
     few = dataset.n_items <= 4 * n_candidates
     draw = shuffled_candidates if few else rejected_candidates

@@ -20,6 +20,7 @@ from skiprec.events import NO_FLAG, NOT_NESTED, SKIP_LEVEL, Events
 from skiprec.logs import find_logs, read_logs
 from skiprec.numbering import counted, renumber
 from skiprec.schema import ITEMS, SESSIONS
+from skiprec.splits import TRAIN, temporal_parts
 
 # N rows, S sessions, R runs of rows.
 
@@ -42,8 +43,8 @@ class PrepareConfig:
     """A position is skipped when its level is at least this: 1 mostly played, 2 briefly, 3 very briefly."""
     only_sessions_with_skips: bool = False
     """Drop sessions in which no position of the training prefix is skipped."""
-    split: Literal["leave_one_out"] = "leave_one_out"
-    """What is held out of training."""
+    split: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    """What is held out of training: the last two items of each session, or all sessions of the last days."""
 
     def __post_init__(self) -> None:
         if self.min_length < 4:
@@ -56,8 +57,13 @@ class PrepareConfig:
             )
         if self.skip_threshold not in (1, 2, 3):
             raise ConfigError(f"skip_threshold is {self.skip_threshold}, expected 1, 2 or 3")
-        if self.split != "leave_one_out":
-            raise ConfigError(f"split is {self.split!r}, expected 'leave_one_out'")
+        if self.split not in ("leave_one_out", "temporal"):
+            raise ConfigError(f"split is {self.split!r}, expected 'leave_one_out' or 'temporal'")
+
+    @property
+    def n_held_out(self) -> int:
+        """The last items of a session of which some split asks one."""
+        return N_HELD_OUT if self.split == "leave_one_out" else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +203,7 @@ def build(logs: Sequence[Path], config: PrepareConfig, *, progress: bool) -> tup
     sources = [{"file": name, "rows": n} for name, n in sorted((path.name, n) for path, n in events.sources)]
     kept = choose(events, config)
     del events
-    sessions, items = tables(kept)
+    sessions, items = tables(kept, trained_lengths(kept, config))
     counts, dropped = kept.counts | {"items": len(items)}, kept.dropped
     del kept
     settings = dataclasses.asdict(config)
@@ -235,7 +241,7 @@ def choose(events: Events, config: PrepareConfig) -> Kept:
     is_wanted = np.ones_like(is_whole)
     if config.only_sessions_with_skips:
         is_skipped = (events.flags & SKIP_LEVEL) >= config.skip_threshold
-        is_skipped &= marked(lengths, lengths - kept_lengths, np.maximum(kept_lengths - N_HELD_OUT, 0))
+        is_skipped &= marked(lengths, lengths - kept_lengths, np.maximum(kept_lengths - config.n_held_out, 0))
         is_wanted = np.logical_or.reduceat(is_skipped, starts)
     keep = is_whole & is_long & is_wanted
     dropped = {
@@ -287,11 +293,23 @@ def choose(events: Events, config: PrepareConfig) -> Kept:
     )
 
 
-def tables(kept: Kept) -> tuple[pa.Table, pa.Table]:
-    """The dataset's sessions and items. Items are numbered anew, in place, without those that went."""
+def trained_lengths(kept: Kept, config: PrepareConfig) -> Int64[np.ndarray, " S"]:
+    """How many of each session's items training may see."""
+    if config.split == "temporal":
+        return np.where(temporal_parts(kept.date) == TRAIN, kept.lengths, 0)
+    return kept.lengths - N_HELD_OUT
+
+
+def tables(kept: Kept, trained: Int64[np.ndarray, " S"]) -> tuple[pa.Table, pa.Table]:
+    """The dataset's sessions and items. Items are numbered anew, in place, without those that went.
+
+    Args:
+        kept: What is in them.
+        trained: As `trained_lengths` gives them: what counts as a play.
+    """
     # Numbers are in the order of texts already. Items count from 1, as 0 is padding.
     is_used = counted(kept.items, len(kept.item_ids)) > 0
-    is_prefix = marked(kept.lengths, np.zeros_like(kept.lengths), kept.lengths - N_HELD_OUT)
+    is_prefix = marked(kept.lengths, np.zeros_like(kept.lengths), trained)
     plays = counted(kept.items[is_prefix], len(kept.item_ids))[is_used]
     renumber(kept.items, np.cumsum(is_used, dtype=np.int32))
     contexts, numbers = np.unique(kept.contexts, return_inverse=True)

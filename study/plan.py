@@ -94,7 +94,7 @@ def seconds_an_epoch(config: TrainConfig, dataset: Dataset, device: torch.device
     n = min(dataset.n_sessions, BATCHES_TIMED * config.batch_size)
     brief = dataclasses.replace(config, max_epochs=2, patience=1, session_share=1.0)
     *_, last = Trainer(
-        dataset.first(n), brief, device=device, show_progress=False
+        dataset.some(n), brief, device=device, show_progress=False
     ).epochs()  # the first one compiles its loops
     return (last.train_seconds * config.session_share + last.eval_seconds) * dataset.n_sessions / n
 

@@ -70,6 +70,9 @@ def test_from_logs_to_an_evaluated_model(tmp_path):
     assert prepared.stdout.startswith("150 sessions kept, ")
     assert "wrote data\nnext: skiprec describe data, or study run demo --data data\n" in prepared.stdout
     assert run(tmp_path, "skiprec", "describe", "data").stdout.startswith("dataset ")
+    assert json.loads(run(tmp_path, "skiprec", "describe", "data", "--json").stdout)["sessions"] == 150
+    other = run(tmp_path, "skiprec", "prepare", "logs", "--out", "other", "--split", "random")
+    assert_refused(other, "ConfigError: split is 'random', expected 'leave_one_out' or 'temporal'")
     heard = ("--set", "only_targets=heard")  # which evaluate has to read from the run
     trained = run(tmp_path, "skiprec", "train", "data", "--out", "run", *SETTINGS, *heard)
     assert trained.returncode == 0, trained.stderr

@@ -1,11 +1,15 @@
 """The description of a dataset: each figure by hand on a small one, and as counted elsewhere on the real one."""
 
+import json
+import random
+
 import pytest
+from conftest import dataset_of
 from test_logs import log_row, log_session, write_log
 from test_prepare import real_logs  # noqa: F401  a fixture
 
-from skiprec.dataset import load_dataset
-from skiprec.describe import counts, describe, percent, render
+from skiprec.dataset import load_dataset, training_prefix
+from skiprec.describe import as_json, counts, describe, has_anchor, percent, render
 from skiprec.errors import DatasetError
 from skiprec.prepare import PrepareConfig, prepare_logs
 
@@ -56,6 +60,12 @@ def test_every_figure_is_the_one_counted_by_hand(folder):
         "test_repeated": 2 / 3,
         "test_in_prefix": 2 / 3,
         "test_cold": 1 / 3,  # g
+        "val_cold": 0,  # of c, f, c
+        "parts": None,
+        "no_anchor": 1,  # prefixes a b', c d e f, a' b': no skip with a heard item after another
+        "skipped_by_position": [1 / 3, 2 / 3, 0, 1 / 3, 0, 0],
+        "skipped_by_context": {"charts": 0, "radio": 4 / 10},
+        "popularity": [(1, 4 / 14), (2, 7 / 14), (5, 12 / 14), (7, 1)],  # a 4, c 3, b 2, f 2, d e g 1
         "items_in_two_sessions": 3,  # a, b, c
         "items_in_training": 6,
         "top_items_share": 1,
@@ -69,7 +79,7 @@ def test_every_figure_is_the_one_counted_by_hand(folder):
 
 
 def test_the_text_shows_the_figures_beside_the_papers(folder):
-    text = describe(folder)
+    text = describe(folder, render)
     for line in (
         "sessions                               3        450K",
         "interactions skipped               28.6%         15%",
@@ -77,12 +87,53 @@ def test_the_text_shows_the_figures_beside_the_papers(folder):
         "dropped, incomplete: 1 sessions",
         "     4          2  ########################################",
         "     6          1  ####################",
-        "test targets never in any training prefix    33.3%",
-        "contexts: radio 10; charts 4",
+        "test targets never trained on                33.3%",
+        "contexts, plays and share skipped: radio 10 40.0%; charts 4 0.0%",
+        "skipped, by position from 1: 33 67 0 33 0 0",
+        "plays of the most played items: 1: 28.6%",
         "dates of first rows: 2018-07-13 to 2018-07-15; sessions over several dates: 1",
     ):
         assert line in text.splitlines()
     assert render(counts(load_dataset(folder))) == text
+
+
+def test_as_json_the_figures_are_the_same_and_nothing_is_null(folder):
+    """A figure that cannot be is null; positions and contexts keep their order."""
+    figures = counts(load_dataset(folder))
+    told = json.loads(describe(folder, as_json))
+    assert told.keys() == figures.keys()
+    for name in ("digest", "rows", "skipped", "skipped_by_position", "skipped_by_context", "test_cold"):
+        assert told[name] == figures[name]
+    assert told["popularity"] == [list(pair) for pair in figures["popularity"]]
+    assert json.loads(as_json({"a": {"b": float("nan")}, "c": [float("nan"), 1], 4: None})) == {
+        "a": {"b": None},
+        "c": [None, 1],
+        "4": None,
+    }
+
+
+def slow_has_anchor(items: list[int], skipped: list[bool]) -> bool:
+    """Position by position, as semantics.md says it."""
+    for i, item in enumerate(items):
+        later = [j for j in range(i + 1, len(items)) if not skipped[j]]
+        if later and {n for n, is_skip in zip(items, skipped, strict=True) if is_skip} - {item, items[later[0]]}:
+            return True
+    return False
+
+
+def test_a_session_has_an_anchor_where_a_slow_loop_finds_one(monkeypatch):
+    """Over small random sessions with many repeats; in blocks that do not divide them."""
+    monkeypatch.setattr("skiprec.describe.AT_ONCE", 7)
+    draw = random.Random(1)
+    sessions = [[draw.randint(1, 4) for _ in range(draw.randint(4, 7))] for _ in range(200)]
+    levels = [[draw.choice((0, 2)) for _ in session] for session in sessions]
+    prefix = training_prefix(dataset_of(sessions, levels, n_items=4))
+    expected = [
+        slow_has_anchor(items[:-2], [level > 0 for level in row[:-2]])
+        for items, row in zip(sessions, levels, strict=True)
+    ]
+    assert has_anchor(prefix).tolist() == expected
+    assert 20 < sum(expected) < 180
 
 
 def test_a_share_of_nothing_is_a_dash():
@@ -91,7 +142,7 @@ def test_a_share_of_nothing_is_a_dash():
 
 def test_only_a_dataset_folder_is_described(tmp_path):
     with pytest.raises(DatasetError):
-        describe(tmp_path)
+        describe(tmp_path, render)
 
 
 @pytest.mark.real_logs

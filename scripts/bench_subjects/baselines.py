@@ -33,7 +33,7 @@ def main() -> None:
     dataset = dataset_in_memory(popular_sessions(int(SESSIONS_AN_ITEM * task.items), task.items), task.items)
     small = dataset_in_memory(popular_sessions(300, 1000), 1000)
     evaluate_baselines(baselines(small), Evaluator(small, "test"))  # compiles
-    asking = dataset.first(dataset.n_sessions // ASK_ONE_IN)
+    asking = dataset.some(dataset.n_sessions // ASK_ONE_IN)
     evaluator, *draw = timed(lambda: Evaluator(asking, "test"))
     start, others = time.perf_counter(), measuring.cpu_seconds_of_others()
     scorers, *build = timed(lambda: baselines(dataset))
