@@ -18,9 +18,9 @@ LONGEST_PAUSE_SECONDS = 5.0
 def is_outage(error: Exception) -> bool:
     """Whether an error may go away by itself: no connection, a server that starts or stops, a lock that was not got."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    return isinstance(cause, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError) or (
-        isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.connection_invalidated
-    )
+    # PendingRollbackError: where reading trials fails, Optuna tries another way in the same, broken, transaction.
+    kinds = sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError | sqlalchemy.exc.PendingRollbackError
+    return isinstance(cause, kinds) or (isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.connection_invalidated)
 
 
 def patiently(

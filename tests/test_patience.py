@@ -43,6 +43,7 @@ def test_outages_are_told_from_errors_that_stay():
     """A refused connection, and a wrong statement."""
     assert is_outage(outage())
     assert is_outage(sqlalchemy.exc.InterfaceError("select", {}, Exception("closed")))
+    assert is_outage(sqlalchemy.exc.PendingRollbackError("Can't reconnect until invalid transaction is rolled back."))
     assert not is_outage(sqlalchemy.exc.ProgrammingError("select", {}, Exception("no such table")))
     assert not is_outage(StorageInternalError("of its own"))
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import optuna
 import psycopg
 import pytest
+import sqlalchemy
 from conftest import postgresql
 from mlflow import MlflowClient
 from optuna.trial import TrialState
-from test_cells import assert_no_cell_is_shared
+from test_queue import assert_no_cell_is_shared
 from test_study import RECIPE, command, data, run  # noqa: F401  the fixture is used by name
 from test_ui import free_port
 
@@ -420,6 +421,28 @@ def test_a_storage_and_a_lock_outlive_a_restart_of_their_server(where, postgresq
             pass
         assert postgresql("stop", postgresql_server).returncode == 0
         assert postgresql("start", postgresql_server).returncode == 0
+    storage.engine.dispose()
+
+
+def test_trials_are_read_though_the_connection_breaks_while_they_are(where):
+    """Between two statements of one reading: Optuna goes on in the broken transaction, and that too is an outage."""
+    make_schema(where)
+    storage = open_storage(where)
+    study = optuna.create_study(study_name="some", storage=storage)
+    for alpha in (0.1, 0.2):
+        study.enqueue_trial({"alpha": alpha})
+    broken = []
+
+    def break_once(connection, cursor, statement, *_):
+        if "FROM trial_params" in statement and not broken:
+            broken.append(connection.connection.dbapi_connection.info.backend_pid)
+            with psycopg.connect(where.storage.replace("+psycopg", ""), autocommit=True) as other:
+                other.execute("SELECT pg_terminate_backend(%s)", broken)
+
+    sqlalchemy.event.listen(storage.engine, "before_cursor_execute", break_once)
+    again = optuna.load_study(study_name="some", storage=storage)
+    assert [t.system_attrs["fixed_params"] for t in again.get_trials()] == [{"alpha": 0.1}, {"alpha": 0.2}]
+    assert broken
     storage.engine.dispose()
 
 
