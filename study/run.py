@@ -19,6 +19,7 @@ import torch
 from skiprec.baselines import baselines, evaluate_baselines
 from skiprec.config import flatten
 from skiprec.dataset import Dataset, Split, load_dataset
+from skiprec.describe import as_json, counts
 from skiprec.device import settle
 from skiprec.errors import OutputError, StudyError
 from skiprec.evaluation import Evaluator
@@ -47,6 +48,9 @@ from study.watch import watch
 
 if TYPE_CHECKING:
     import pandas as pd
+
+CONTEXTS_KEPT = 30
+"""Context types that a study keeps the figures of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +262,7 @@ def introduce(study: optuna.Study, making: Making, workers: int, device: str) ->
         "dataset_digest": dataset.digest,
         "dataset_counts": dataset.manifest.counts,
         "dropped": dataset.manifest.dropped,
+        "description": description(dataset),
         "threads": threads,
         "experiment": making.experiment or name,
         "experiment_id": None,  # as its own run: the tracker's to give
@@ -275,6 +280,14 @@ def introduce(study: optuna.Study, making: Making, workers: int, device: str) ->
     }
     for key, value in about.items():
         study.set_user_attr(key, value)
+
+
+def description(dataset: Dataset) -> dict[str, Any]:
+    """What `skiprec describe` counts, of the contexts only the most frequent: a study keeps it with itself."""
+    about = json.loads(as_json(counts(dataset)))
+    about["contexts"] = dict(list(about["contexts"].items())[:CONTEXTS_KEPT])
+    about["skipped_by_context"] = {name: about["skipped_by_context"][name] for name in about["contexts"]}
+    return about
 
 
 def baseline_metrics(dataset: Dataset, making: Making, device: torch.device) -> dict[str, dict[str, float]]:

@@ -186,3 +186,14 @@ def test_differences_have_their_axis_label_within_the_figure(name, width):
     assert figure.bbox.y0 <= label.y0
     others = [t for t in axes.get_xticklabels() if t.get_text()] + [t for k in figure.legends for t in k.get_texts()]
     assert not any(label.overlaps(other.get_window_extent()) for other in others)
+
+
+def test_the_datas_figure_draws_the_shares_that_there_are():
+    """A position and a context without any play are left out, or empty; names from the log are plain text."""
+    figure = plots.data([0.5, 0.6, None], {"$radio$": 0.4, "charts": None}, [(1, 0.1), (10, 0.4), (12, 1.0)])
+    positions, contexts, curve = figure.axes
+    assert positions.lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.6]]
+    assert [bar.get_width() for bar in contexts.patches] == [0.4, 0.0]
+    assert [t.get_text() for t in contexts.get_yticklabels()] == [r"\$radio\$", "charts"]
+    assert curve.lines[0].get_xydata().tolist() == [[1, 0.1], [10, 0.4], [12, 1.0]]
+    texts(figure)

@@ -19,7 +19,7 @@ from study.estimate import duration
 from study.report import Table, markdown_environment, markdown_table, markdown_text, note, write_report
 from study.report._tables import cost
 
-FIGURES = ("table1", "learning_curves", "cost", "noise", "parallel_coordinates", "slices", "importance")
+FIGURES = ("table1", "learning_curves", "cost", "noise", "parallel_coordinates", "slices", "importance", "data")
 CONFIRMED_FIGURES = ("claims", "groups")
 
 
@@ -351,6 +351,21 @@ def test_baselines_stand_in_the_table_of_arms_with_a_margin_for_sessions_alone(c
     text = (confirmed / "report.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| baseline: session-popular") and "±" in line]
     assert [".3900 ± .0276" in row for row in rows] == [True, True]  # by K, and by measure
+
+
+def test_the_data_section_says_what_decides_whether_a_study_can_learn(folder, page, tmp_path):
+    """With what it means; a share of nothing is a dash, and how the sessions were split by date is counted."""
+    text = " ".join(page.text)
+    for said in ("training sessions with no anchor", "3.1%", "skipped after a skipped track", "75.0%"):
+        assert said in text
+    cells = [t.strip() for t in page.text if t.strip()]
+    assert cells[cells.index("test targets never trained on") + 2] == "-"
+    assert cells[cells.index("sessions: trained on (the first days)") + 1] == "960"
+    assert json.loads((folder / "summary.json").read_text())["dataset"]["description"]["no_anchor"] == 0.031
+    fake = FakeStudy()
+    fake.add(0.44, alpha=0.5, learning_rate=0.001)
+    fake.study.set_user_attr("description", None)
+    assert "data.png" not in {path.name for path in write_report(fake.study, tmp_path / "report")}
 
 
 def test_the_tables_are_files_too(confirmed):

@@ -4,6 +4,7 @@ Figures are made without pyplot, so that nothing global changes and no display i
 """
 
 from study.plots._curves import learning_curves, seed_curves
+from study.plots._data import data
 from study.plots._effects import Strip, claims, groups, noise
 from study.plots._search import cost, importance, parallel_coordinates, slices, table1
 from study.plots._style import NARROW, WIDE, metric_label, plain, spread
@@ -14,6 +15,7 @@ __all__ = [
     "Strip",
     "claims",
     "cost",
+    "data",
     "groups",
     "importance",
     "learning_curves",

@@ -30,7 +30,7 @@ STRIPS = 8
 def draw(found: Analysis) -> dict[str, Picture]:
     """Every figure that the study has something to show in, by name."""
     figures = [validation(found), learning(found), cost(found)]
-    figures += [figure for figure in (noise(found), *searched(found)) if figure]
+    figures += [figure for figure in (noise(found), *searched(found), data(found)) if figure]
     if found.confirmed and found.confirmed.claims:
         figures += [claims(found), groups(found)]
     return {figure.name: figure for figure in figures}
@@ -228,6 +228,31 @@ def learning(found: Analysis) -> Picture:
         f"Best cell of each arm: {', '.join(said)}.",
         lambda width: plots.learning_curves(found.cells, baselines, found.metric, arms, width=width),
     )
+
+
+def data(found: Analysis) -> Picture | None:
+    """What the sessions are like; None where the study does not say."""
+    about = found.attrs.get("description")
+    if about is None:
+        return None
+    by_context = {name: about["skipped_by_context"][name] for name in about["contexts"]}
+    said = [f"{n:,} {some_share(share)}" for n, share in about["popularity"]]
+    return picture(
+        "data",
+        "What the data is like",
+        "First: how much of what is played at a position is skipped. Then by context, the most frequent first. Last: "
+        "the share of all plays that the most played tracks have; where few tracks have most of them, popularity alone "
+        "is hard to beat against drawn tracks.",
+        f"Skipped by position: {', '.join(map(some_share, about['skipped_by_position']))}. By context: "
+        + "; ".join(f"{shown(name)} {some_share(share)}" for name, share in by_context.items())
+        + f". Plays of the most played tracks: {', '.join(said)}.",
+        lambda width: plots.data(about["skipped_by_position"], by_context, about["popularity"], width=width),
+    )
+
+
+def some_share(share: float | None) -> str:
+    """As 52%; a dash where there was nothing to count."""
+    return "-" if share is None else f"{share:.0%}"
 
 
 def cost(found: Analysis) -> Picture:

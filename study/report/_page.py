@@ -139,7 +139,7 @@ def sections(found: Analysis, pictures: Pictures) -> list[Section]:
     parts.append(Section("Cost", (tables.cost(found), pictures["cost"])))
     parts.append(reproduce(found))
     parts.append(failed(found))
-    parts.append(Section("Data", (tables.data(found),)))
+    parts.append(data(found, pictures))
     parts.append(Section("How to read this", (Points(tuple(glossary(found))),)))
     return parts
 
@@ -300,6 +300,12 @@ def validation_rows(found: Analysis, pictures: Pictures) -> tuple[Block, ...]:
         ),
         tables.other_metrics(found),
     )
+
+
+def data(found: Analysis, pictures: Pictures) -> Section:
+    """What the sessions are like, and what became of the log's."""
+    blocks: list[Block] = [pictures["data"], tables.learnable(found)] if "data" in pictures else []
+    return Section("Data", (*blocks, Heading("Counts"), tables.data(found)))
 
 
 def search(found: Analysis, pictures: Pictures) -> Section:

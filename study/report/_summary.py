@@ -35,6 +35,7 @@ def summary(found: Analysis) -> dict[str, Any]:
             "path": attrs["dataset"],
             "digest": attrs["dataset_digest"],
             "counts": attrs["dataset_counts"],
+            "description": attrs.get("description"),
             "dropped": attrs["dropped"],
         },
         "cells": cell_counts(found),

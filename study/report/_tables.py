@@ -331,7 +331,30 @@ def data(found: Analysis) -> Table:
     """Counts of the dataset, and what was dropped."""
     rows = [(name.replace("_", " "), f"{n:,}") for name, n in found.attrs["dataset_counts"].items()]
     rows += [(f"dropped: {reason.replace('_', ' ')}", f"{n:,}") for reason, n in found.attrs["dropped"].items()]
+    if parts := (found.attrs.get("description") or {}).get("parts"):
+        names = ("trained on (the first days)", "validation", "test (the last days)")
+        rows += [(f"sessions: {name}", f"{n:,}") for name, n in zip(names, parts, strict=True)]
     return Table(("sessions and rows", "count"), tuple(rows))
+
+
+LEARNABLE = (
+    ("skipped", "plays that were skipped", "with few, or nearly all, skips tell little"),
+    ("skipped_after_skipped", "skipped after a skipped track", "far above the next line: skips are sticky"),
+    ("skipped_after_heard", "skipped after a heard track", ""),
+    ("no_anchor", "training sessions with no anchor", "the contrastive loss learns nothing from them"),
+    ("repeats", "plays that repeat a track of the session", "with many, the session's own tracks are a strong guess"),
+    ("test_repeated", "test targets in their input", "what that guess can find"),
+    ("test_skipped", "test targets that were skipped", "a model that is right there recommends what was not wanted"),
+    ("test_cold", "test targets never trained on", "no model here can find these but by chance"),
+)
+"""Shares of the description that decide whether a study can learn, and why."""
+
+
+def learnable(found: Analysis) -> Table:
+    """What decides whether a study can learn from this data."""
+    about = found.attrs["description"]
+    rows = [(label, why, "-" if about[name] is None else f"{about[name]:.1%}") for name, label, why in LEARNABLE]
+    return Table(("share of", "what it means", "here"), tuple(rows), text_columns=2)
 
 
 def origin(found: Analysis) -> Table:
