@@ -1,6 +1,6 @@
-"""Studies whose workers are killed, hang or are told to stop, and whose server is restarted: real processes.
+"""Studies whose workers are killed, hang or are told to stop, and whose server is restarted or cut off: real processes.
 
-In a short form; SKIPREC_FAULTS=full has 128 cells, 8 workers, 30 kills and 5 restarts.
+In a short form; SKIPREC_FAULTS=full has 128 cells, 8 workers, 30 kills, 5 restarts and a cut of 30 s.
 """
 
 import collections
@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import time
+from contextlib import suppress
 
 import optuna
 import pytest
@@ -23,6 +24,7 @@ from study.storage import has_schema, open_storage, places
 pytestmark = pytest.mark.slow
 FULL = os.environ.get("SKIPREC_FAULTS") == "full"
 CELLS, WORKERS, KILLS, RESTARTS, MOMENTS = (128, 8, 30, 5, 20) if FULL else (8, 2, 4, 2, 3)
+SECONDS_CUT = 30 if FULL else 5
 SECONDS_TO_STOP = 10 if FULL else 60
 """Beside other tests, on a machine with fewer cores than processes, everything takes longer."""
 RATES = [round(0.001 + 0.00005 * i, 6) for i in range(CELLS // 2)]
@@ -45,12 +47,12 @@ def at(where):
     return "--mlruns", where.mlruns, "--storage", where.storage, "--tracking-uri", where.tracking_uri
 
 
-def start(where, data, folder, text=LONG, **env):  # noqa: F811
+def start(where, data, folder, text=LONG, grace=GRACE, **env):  # noqa: F811
     """`study run` in the background."""
     (folder / "tiny.toml").write_text(text)
     arguments = ("study", "run", "tiny.toml", "--data", data, "--workers", WORKERS, "--device", "cpu", *at(where))
     return subprocess.Popen(
-        command(*arguments, "--grace-seconds", GRACE),
+        command(*arguments, "--grace-seconds", grace),
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
@@ -142,19 +144,37 @@ def test_workers_are_killed_in_mid_trial_and_every_cell_is_done_once(where, data
 
 
 def test_a_server_that_is_restarted_in_mid_study_loses_nothing(new_database, postgresql_server, data, tmp_path):  # noqa: F811
-    """Workers wait for it."""
+    """Workers wait for it; also where it only does not answer for a while, as when a network is cut."""
     where = places(tmp_path / "mlruns", new_database(), None)
-    process = start(where, data, tmp_path)
+    process = start(where, data, tmp_path, grace=2 * SECONDS_CUT + GRACE)
     for _ in range(RESTARTS):
         wait_for(lambda: at_work(where), process)
         postgresql("stop", postgresql_server)
         time.sleep(3)
         assert postgresql("start", postgresql_server).returncode == 0
         time.sleep(2)
+    wait_for(lambda: at_work(where), process)
+    cut_off(postgresql_server)
     _, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors
     trials = assert_whole(where, CELLS)
     assert len(trials) == CELLS, errors
+
+
+def cut_off(server):
+    """Have a PostgreSQL server answer nothing, and take no connection, for a while."""
+    first = int((server / "data" / "postmaster.pid").read_text().split()[0])
+    others = subprocess.run(["pgrep", "-P", str(first)], capture_output=True, text=True, check=True).stdout.split()
+    processes = [first, *map(int, others)]
+    try:
+        for process in processes:
+            with suppress(ProcessLookupError):  # its connection was closed just now
+                os.kill(process, signal.SIGSTOP)
+        time.sleep(SECONDS_CUT)
+    finally:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
 
 
 def test_a_study_that_is_told_to_stop_at_any_moment_stops_soon_and_loses_nothing(data, tmp_path):  # noqa: F811

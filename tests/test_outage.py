@@ -1,4 +1,7 @@
-"""Studies whose MLflow goes away: a real server, killed and started again, and what its database holds in the end."""
+"""Studies whose MLflow goes away: a real server, killed and started again, and what its database holds in the end.
+
+In a short form; SKIPREC_FAULTS=full has longer trainings and five kills, one of them for a minute and more.
+"""
 
 import collections
 import os
@@ -19,7 +22,11 @@ from study.storage import places
 from study.ui import wait_until_ready
 
 pytestmark = pytest.mark.slow
-LONG = RECIPE.replace("max_epochs = 3", "max_epochs = 12").replace("patience = 2", "patience = 11")
+FULL = os.environ.get("SKIPREC_FAULTS") == "full"
+EPOCHS = 60 if FULL else 12
+LONG = RECIPE.replace("max_epochs = 3", f"max_epochs = {EPOCHS}").replace("patience = 2", f"patience = {EPOCHS - 1}")
+DOWN = ((10, 30, 0), (50, 70, 60), (100, 120, 0), (150, 190, 0)) if FULL else ((4, 8, 0), (16, 34, 0))
+"""After so many epochs of the whole study the server goes, and comes back after so many, and so many seconds."""
 METRIC = "val/hr_at_10"
 
 
@@ -123,18 +130,19 @@ def assert_told(folder, client, planned):
 
 
 def test_a_server_that_is_killed_and_started_again_in_mid_study_misses_nothing(data, tmp_path, server):  # noqa: F811
-    """Three times: between two epochs, across the start of runs, and across the end of the study."""
+    """Between two epochs, across the start of runs, and across the end of the study."""
     (tmp_path / "tiny.toml").write_text(LONG)
     server.start()
     arguments = ("tiny.toml", "--data", data, "--workers", 2, "--device", "cpu", "--tracking-uri", server.address)
     study = subprocess.Popen(command("study", "run", *arguments), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     try:
-        for down_at, up_at in ((4, 8), (16, 34)):
+        for down_at, up_at, seconds in DOWN:
             wait_for(lambda n=down_at: epochs_done(tmp_path) >= n)
             server.kill()
+            time.sleep(seconds)
             wait_for(lambda n=up_at: epochs_done(tmp_path) >= n)
             server.start()
-        wait_for(lambda: epochs_done(tmp_path) >= 38)
+        wait_for(lambda: epochs_done(tmp_path) >= 4 * EPOCHS - 10)
         server.kill()
         out, _ = study.communicate(timeout=300)
     finally:

@@ -1,6 +1,7 @@
 """Studies on a real PostgreSQL server: the same code, started by any number at once, and passwords that nobody sees."""
 
 import collections
+import os
 import subprocess
 import sys
 import threading
@@ -141,17 +142,17 @@ def test_a_study_runs_is_confirmed_and_reported_and_its_password_is_nowhere(wher
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
-def test_five_commands_started_at_once_make_one_study(where, data, tmp_path):  # noqa: F811
-    """Each with a folder of its own, as on five machines: one runs it, and others say so or find it finished."""
+def test_commands_started_at_once_make_one_study(where, data, tmp_path):  # noqa: F811
+    """Each with a folder of its own, as on so many machines: one runs it, and others say so or find it finished."""
     (tmp_path / "tiny.toml").write_text(RECIPE)
     arguments = ("study", "run", "tiny.toml", "--data", data, "--device", "cpu")
-    all_five = []
-    for number in range(5):
+    processes = []
+    for number in range(8 if os.environ.get("SKIPREC_FAULTS") == "full" else 3):
         own = places(tmp_path / f"mlruns-{number}", where.storage, where.tracking_uri)
         started = command(*arguments, *at(own))
-        all_five.append(subprocess.Popen(started, cwd=tmp_path, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=300)[1] for process in all_five]
-    codes = [process.returncode for process in all_five]
+        processes.append(subprocess.Popen(started, cwd=tmp_path, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    codes = [process.returncode for process in processes]
     assert 0 in codes
     for code, error in zip(codes, errors, strict=True):
         assert code in (0, 1)
@@ -163,16 +164,16 @@ def test_five_commands_started_at_once_make_one_study(where, data, tmp_path):  #
 
 
 def test_schemas_are_made_by_one_at_a_time(where):
-    """Five on one empty database: unlocked, neither Optuna nor MLflow lets more than one or two of them live."""
-    start = threading.Barrier(5)
+    """Eight on one empty database: unlocked, neither Optuna nor MLflow lets more than one or two of them live."""
+    start = threading.Barrier(8)
 
     def make(_):
         start.wait()
         make_schema(where)
         tracking.make_schema(where)
 
-    with ThreadPoolExecutor(5) as pool:
-        assert list(pool.map(make, range(5))) == [None] * 5
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(make, range(8))) == [None] * 8
     assert not optuna.get_all_study_names(open_storage(where))
 
 
