@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 ruff check .
 ruff format --check .
 # A process a core; the tests of one file stay together, as they share what they start.
-python -m pytest -n auto --dist loadfile "$@"
+python -m pytest -n auto --dist loadfile --durations 20 "$@"
