@@ -11,6 +11,7 @@ _HOMES = {
     "Manifest": "prepare",
     "ModelConfig": "model",
     "PrepareConfig": "prepare",
+    "Recommender": "recommend",
     "Run": "run",
     "SequenceEncoder": "model",
     "TrainConfig": "trainer",

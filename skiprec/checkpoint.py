@@ -70,12 +70,12 @@ def head(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def load_checkpoint(path: Path, *, dataset_digest: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: Path, *, dataset_digest: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint back, on the CPU.
 
     Args:
         path: What `save_checkpoint` wrote.
-        dataset_digest: Of the data that it is to be used with.
+        dataset_digest: Of the data that it is to be used with; None for any.
 
     Raises:
         CheckpointError: If it is missing, damaged, or made from other data.
@@ -102,7 +102,7 @@ def load_checkpoint(path: Path, *, dataset_digest: str) -> tuple[dict[str, Tenso
         raise CheckpointError(f"{path}: has format {file_format}, this version reads format {FORMAT}")
     if not is_whole:
         raise damaged
-    if about["dataset_digest"] != dataset_digest:
+    if dataset_digest is not None and about["dataset_digest"] != dataset_digest:
         raise CheckpointError(
             f"{path}: made from the dataset {about['dataset_digest'][:8]}, expected {dataset_digest[:8]}; "
             "use it with the data that it was trained on"

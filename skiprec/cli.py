@@ -185,5 +185,59 @@ def evaluate(
     print(pd.DataFrame(table).to_string(float_format=lambda value: f"{value:.4f}".removesuffix(".0000")))
 
 
+@app.command()
+def recommend(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A run folder of `skiprec train`, or what `study export` wrote.")
+    ],
+    session: Annotated[
+        str | None, typer.Option(help="Tracks played so far, by the log's ids: A,B:skipped,C (or :0 to :3).")
+    ] = None,
+    sessions: Annotated[
+        Path | None,
+        typer.Option(help='Many: a file of JSON, a line each, {"items": [...], "skip_levels": [...]}; - reads input.'),
+    ] = None,
+    k: Annotated[int, typer.Option(help="How many tracks.")] = 20,
+    exclude: Annotated[
+        str, typer.Option(help="What is not recommended: session (what was played), skipped, heard, or nothing.")
+    ] = "session",
+    json: Annotated[bool, typer.Option("--json", help="A line of JSON for each session.")] = False,
+    data: Annotated[Path | None, typer.Option(help="The dataset folder, if it is no longer where it was.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Print the tracks that should come next, with their scores.
+
+    Example: skiprec recommend runs/first --session t1,t2:skipped,t3 --k 10
+    """
+    import dataclasses
+    import json as to_json
+    import os
+
+    from skiprec.device import settle
+    from skiprec.errors import ConfigError
+    from skiprec.recommend import Recommender, served
+    from skiprec.requests import parse_session, read_sessions
+    from skiprec.run import load_recommender
+
+    if (session is None) == (sessions is None):
+        raise ConfigError("expected one of --session A,B:skipped,C and --sessions FILE")
+    asked = read_sessions(sessions) if sessions else [parse_session(session)]
+    chosen, folder = settle(device, os.cpu_count() or 1), served(model)
+    recommender = Recommender.load(folder, chosen) if folder else load_recommender(model, data, chosen)
+    for number, found in enumerate(recommender.recommend_many(asked, k=k, exclude=exclude), start=1):
+        if json:
+            print(to_json.dumps(dataclasses.asdict(found), ensure_ascii=False))
+            continue
+        if len(asked) > 1:
+            print(f"session {number}")
+        for place, (item, score) in enumerate(zip(found.items, found.scores, strict=True), start=1):
+            print(f"{place:>4}  {score:>10.4f}  {item}")
+        if found.unknown:
+            print(f"unknown, and left out: {', '.join(found.unknown)}")
+        if not found.items:
+            print("nothing to recommend: " + ("no track is left" if len(found.unknown) < len(asked[number - 1].items)
+                                              else "the model knows none of these tracks"))  # fmt: skip
+
+
 if __name__ == "__main__":
     main()

@@ -21,6 +21,10 @@ class CheckpointError(SkiprecError):
     """A checkpoint is damaged, or belongs to other data or other settings."""
 
 
+class RequestError(SkiprecError, ValueError):
+    """A session that is asked about, or how it is asked, is not what it should be."""
+
+
 class TrainingDiverged(SkiprecError):
     """A loss or a score is no longer a finite number."""
 

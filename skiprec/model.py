@@ -314,7 +314,7 @@ class SequenceEncoder(nn.Module):
         of `forward`.
         """
         if not self.is_causal:
-            rows = torch.arange(len(items), device=items.device)
+            rows = torch.arange(items.shape[0], device=items.device)  # `len` would be a constant to torch.export
             items = F.pad(items, (0, 1), value=PADDING)
             items[rows, lengths] = self.mask_index
             if skip_levels is not None:

@@ -27,11 +27,12 @@ from torch import Tensor
 from skiprec import __version__
 from skiprec.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from skiprec.config import flatten, from_flat, to_toml
-from skiprec.dataset import Dataset, Split
+from skiprec.dataset import Dataset, Split, load_dataset
 from skiprec.errors import CheckpointError, ConfigError
 from skiprec.evaluation import Evaluator
 from skiprec.files import new_folder, write_file
 from skiprec.model import SequenceEncoder
+from skiprec.recommend import Recommender
 from skiprec.tracking import NullTracker, Tracker
 from skiprec.trainer import SELECTED_BY, EpochResult, TrainConfig, Trainer
 
@@ -262,6 +263,25 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{folder}: no readable {RECORD}, expected the folder of a finished `skiprec train`"
         ) from error
+
+
+def load_recommender(folder: Path, data: Path | None = None, device: torch.device | str = "cpu") -> Recommender:
+    """What answers with the chosen model of a run.
+
+    Args:
+        folder: The run's.
+        data: The dataset folder, if it is no longer where it was: it has the item ids.
+        device: Where scores are computed.
+
+    Raises:
+        ConfigError: If the folder holds no finished run.
+        DatasetError: If the dataset is not there, or was changed.
+        CheckpointError: If the checkpoint is missing, damaged, or from other data.
+    """
+    dataset = load_dataset(data or Path(read_record(folder)["dataset"]))
+    model, about = load_model(folder, dataset)
+    sizes = {"max_length": dataset.max_length, "skip_threshold": dataset.manifest.config.skip_threshold}
+    return Recommender(model.to(device), dataset.item_ids(), **sizes, about=about)
 
 
 def load_model(folder: Path, dataset: Dataset) -> tuple[SequenceEncoder, dict[str, Any]]:

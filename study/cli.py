@@ -223,6 +223,44 @@ def status(
                 print(waits)
 
 
+@app.command()
+def export(
+    name: Name = None,
+    *,
+    out: Annotated[Path, typer.Option(help="The folder of the model, to be made.")],
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN", help="Of a `skiprec train`, in place of a study.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The dataset folder, if it is no longer where it was.")] = None,
+    register: Annotated[
+        str | None, typer.Option(help="A name in MLflow's model registry: a new version of it.")
+    ] = None,
+    program: Annotated[
+        bool, typer.Option("--torch-export", help="Also write scores.pt2, for services without Python.")
+    ] = False,
+    mlruns: Mlruns = Path("mlruns"),
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write the best model as an MLflow model that serves: chosen by validation, with a model card.
+
+    Example: study export --out model
+    """
+    from skiprec.errors import ConfigError
+    from study.export import export_run, export_study
+    from study.storage import places
+
+    if run_folder and (name or register):
+        raise ConfigError("--run is for a training of its own: it goes with no study's name, and not with --register")
+    if run_folder:
+        made = export_run(run_folder, out, data=data, program=program)
+    else:
+        where = places(mlruns, storage, tracking_uri)
+        made = export_study(where, name, out, data=data, register=register, program=program)
+    print("\n".join(made))
+    print(f"next: skiprec recommend {out} --session ID,ID:skipped, or mlflow models serve -m {out} --env-manager local")
+
+
 @app.command("sync")
 def sync_study(
     name: Name = None,
