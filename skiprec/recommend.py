@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, no_type_check
 
 import numpy as np
 import torch
@@ -84,6 +84,7 @@ class Recommender:
         sizes = {"max_length": about["max_length"], "skip_threshold": about["skip_threshold"]}
         return cls(model.to(device), item_ids, **sizes, about=about)
 
+    @no_type_check  # what is sent may be anything: it is checked, and refused as a request
     def recommend(
         self,
         items: Sequence[str],
@@ -95,6 +96,7 @@ class Recommender:
         """The k best next items of one session; see `recommend_many`."""
         return self.recommend_many([Session(items, skip_levels)], k=k, exclude=exclude)[0]
 
+    @no_type_check
     @torch.no_grad()
     def recommend_many(
         self, sessions: Sequence[Session], *, k: int = 20, exclude: Exclude = "session"

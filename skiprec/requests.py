@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from skiprec.errors import RequestError
 HIGHEST_LEVEL = 3
 
 
+@no_type_check  # what is sent may be anything: `checked_session` says what is wrong with it
 @dataclass(frozen=True, slots=True)
 class Session:
     """What somebody played so far."""
