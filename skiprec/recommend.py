@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from skiprec.best_items import Best, best_items
+from skiprec.device import one_thread
 from skiprec.errors import RequestError
 from skiprec.model import SequenceEncoder
 from skiprec.model_folder import MODEL, read_model
@@ -22,8 +24,8 @@ from skiprec.schema import PADDING
 
 # B sessions asked about at once, T positions, D embedding width, R items in the catalogue.
 
-SCORES_AT_ONCE = 1 << 25
-"""Scores that are held at once: 128 MiB."""
+SESSIONS_AT_ONCE = 128
+"""That share a pass over the item table: more would hardly be faster."""
 Exclude = Literal["session", "skipped", "heard", "nothing"]
 EXCLUDE = get_args(Exclude)
 
@@ -72,6 +74,7 @@ class Recommender:
         self.skip_threshold = skip_threshold
         self.about = dict(about or {})
         self.table = model.items.weight.detach()[1 : model.n_items + 1]  # (R, D)
+        self.threads = torch.get_num_threads()  # asked once: in a thread that a server starts it may be another number
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> "Recommender":
@@ -122,25 +125,22 @@ class Recommender:
             unknown.append([item for item in items if item not in self.index])
         found = [Recommended([], [], [])] * len(known)
         asked = [row for row, plays in enumerate(known) if plays]
-        at_once = max(1, SCORES_AT_ONCE // len(self.item_ids))
-        for start in range(0, len(asked), at_once):
-            rows = asked[start : start + at_once]
+        for start in range(0, len(asked), SESSIONS_AT_ONCE):
+            rows = asked[start : start + SESSIONS_AT_ONCE]
             best = self._best([known[row] for row in rows], k, exclude)
             for row, (places, scores) in zip(rows, best, strict=True):
                 found[row] = Recommended([self.item_ids[i] for i in places], scores, [])
         return [dataclasses.replace(one, unknown=left_out) for one, left_out in zip(found, unknown, strict=True)]
 
-    def scores(self, sessions: Sequence[Sequence[tuple[int, int]]]) -> Float[Tensor, "B R"]:
-        """Scores of every item, by item_index less 1.
+    def predicted(self, sessions: Sequence[Sequence[tuple[int, int]]]) -> Float[Tensor, "B D"]:
+        """What is expected next: an item's score is the inner product with its embedding.
 
         Args:
             sessions: Item indices with their skip levels; none is empty.
         """
         items, levels, lengths = self._padded([session[-self.max_length :] for session in sessions])
-        predicted = self.model.next_item(items, lengths, levels)
-        if len(predicted) == 1:  # one pass over the table, at the speed of memory
-            return torch.mv(self.table, predicted[0])[None]
-        return predicted @ self.table.T
+        with one_thread():  # many small operations
+            return self.model.next_item(items, lengths, levels)
 
     def _padded(self, sessions: Sequence[Sequence[tuple[int, int]]]) -> tuple[Tensor, Tensor, Tensor]:
         width = max(map(len, sessions))
@@ -151,18 +151,10 @@ class Recommender:
         device = self.table.device
         return torch.from_numpy(items).to(device), torch.from_numpy(levels).to(device), lengths.to(device)
 
-    def _best(self, sessions: list[list[tuple[int, int]]], k: int, exclude: str) -> list[tuple[list[int], list[float]]]:
+    def _best(self, sessions: list[list[tuple[int, int]]], k: int, exclude: str) -> list[Best]:
         """Places in item_ids and scores of the k best of each session."""
-        scores = self.scores(sessions)
-        for row, session in enumerate(sessions):
-            out = [item - 1 for item, level in session if self._is_out(level, exclude)]
-            scores[row, out] = -torch.inf
-        best = scores.topk(min(k, scores.shape[1]), dim=1)
-        found = []
-        for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            kept = [(place, value) for place, value in zip(places, values, strict=True) if value != -float("inf")]
-            found.append(([place for place, _ in kept], [value for _, value in kept]))
-        return found
+        left_out = [[item - 1 for item, level in own if self._is_out(level, exclude)] for own in sessions]
+        return best_items(self.table, self.predicted(sessions), left_out, k, threads=self.threads)
 
     def _is_out(self, level: int, exclude: str) -> bool:
         """Whether an item that was played so is not to be recommended."""

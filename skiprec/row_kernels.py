@@ -35,7 +35,11 @@ def compiled(function: Callable[..., None], **options: Any) -> Callable[..., Non
     three times as long.
     """
     # Unwrapped: a test run checks the shapes of every function by a wrapper, which Numba cannot compile.
-    return numba.njit(nogil=True, error_model="numpy", cache=True, **options)(inspect.unwrap(function))
+    function = inspect.unwrap(function)
+    try:
+        return numba.njit(nogil=True, error_model="numpy", cache=True, **options)(function)
+    except RuntimeError:  # there is no folder that can be written, as in a container: compile in every process
+        return numba.njit(nogil=True, error_model="numpy", **options)(function)
 
 
 @intrinsic
@@ -223,13 +227,19 @@ def score_rows(
             out[b, c] = score
 
 
-def over_rows(kernel: Callable[..., None], n: int, *arguments: Any, worth_a_thread: int = ROWS_WORTH_A_THREAD) -> None:
-    """Call a kernel for rows 0 to n, split among as many threads as torch uses. Each row is one thread's.
+def over_rows(
+    kernel: Callable[..., None],
+    n: int,
+    *arguments: Any,
+    worth_a_thread: int = ROWS_WORTH_A_THREAD,
+    threads: int | None = None,
+) -> None:
+    """Call a kernel for rows 0 to n, split among threads, as many as torch uses unless said. Each row is one thread's.
 
     So no sum depends on how many there are.
     """
     arguments = tuple(a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments)
-    threads = min(torch.get_num_threads(), 1 + n // worth_a_thread)
+    threads = min(threads or torch.get_num_threads(), 1 + n // worth_a_thread)
     edges = [n * part // threads for part in range(threads + 1)]
     others = [pool(threads).submit(kernel, *arguments, *edges[part : part + 2]) for part in range(1, threads)]
     try:

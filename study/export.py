@@ -29,10 +29,23 @@ from study.serving import SIGNATURE, _load_pyfunc
 from study.storage import CONFIRM, Places, has_study, open_study
 from study.tracking import open_tracker, read_ranks, study_errors
 
-MODULES = ("__init__", "checkpoint", "errors", "files", "model", "model_folder", "recommend", "requests", "schema")
+MODULES = (
+    "__init__",
+    "best_items",
+    "checkpoint",
+    "device",
+    "errors",
+    "files",
+    "model",
+    "model_folder",
+    "recommend",
+    "requests",
+    "row_kernels",
+    "schema",
+)
 """Of skiprec, what an exported model needs: it carries them, so that it loads where this program is not installed."""
 OF_STUDY = ("__init__", "serving")
-PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "safetensors", "jaxtyping", "mlflow")
+PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "safetensors", "jaxtyping", "numba", "mlflow")
 PROGRAM = "scores.pt2"
 CARD = "model_card.md"
 ALIKE = 1e-5

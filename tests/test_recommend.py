@@ -71,7 +71,7 @@ def folder(dataset, tmp_path):
 @pytest.mark.parametrize("config", KINDS)
 def test_scores_and_order_are_those_of_the_trainer(dataset, config, monkeypatch):
     """By evaluation's own scorer, over every validation and test question; in blocks that do not divide them."""
-    monkeypatch.setattr("skiprec.recommend.SCORES_AT_ONCE", 7 * dataset.n_items)
+    monkeypatch.setattr("skiprec.recommend.SESSIONS_AT_ONCE", 7)
     model, recommender = made(dataset, **config)
     ids = dataset.item_ids()
     for split in ("val", "test"):
