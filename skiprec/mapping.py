@@ -242,7 +242,7 @@ def time_of(text: str, unit: TimeUnit) -> int | None:
         value = int(text) if text.strip().lstrip("+-").isdigit() else float(text)
     except ValueError:
         return None
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if unit == "auto":
         size = abs(value)

@@ -325,6 +325,7 @@ def test_positions_without_a_length_have_to_be_whole(tmp_path):
         ("yesterday", "auto", None),
         ("nan", "auto", None),
         ("1e300", "auto", None),
+        ("9" * 400, "auto", None),
         ("", "s", None),
         ("2018-13-01", "text", None),
     ],

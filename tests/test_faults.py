@@ -189,10 +189,9 @@ def test_a_study_that_is_told_to_stop_at_any_moment_stops_soon_and_loses_nothing
         assert time.monotonic() - told < SECONDS_TO_STOP, errors
         assert process.returncode != 1, errors
         assert not at_work(where, epochs=0)
-    rest = run(
-        tmp_path, "study", "run", "tiny.toml", "--data", data, "--workers", WORKERS, "--device", "cpu", *at(where)
-    )
-    assert rest.returncode == 0, rest.stderr
+    rest = start(where, data, tmp_path)
+    _, errors = rest.communicate(timeout=1200)
+    assert rest.returncode == 0, errors
     assert_whole(where, CELLS)
 
 

@@ -88,7 +88,9 @@ def test_the_wheel_prepares_trains_evaluates_and_recommends_with_the_trainers_pa
     assert run(alone, tmp_path, *skiprec, "recommend", "run", "--session", "what").startswith(
         "unknown, and left out: what"
     )
-    rows = "".join(f"u{u}\t{10**9 + 60 * t}\t\tan artist\t\tsong {u + t}\n" for u in range(9) for t in range(10))
+    rows = "".join(
+        f"u{u}\t2009-05-04T23:{t:02}:00Z\t\tan artist\t\tsong {u + t}\n" for u in range(9) for t in range(10)
+    )
     (tmp_path / "plays.tsv").write_text(rows)
     made = run(alone, tmp_path, *skiprec, "prepare", "plays.tsv", "--columns", "lastfm_1k", "--out", "plays")
     assert made.startswith("9 sessions kept, 18 items, 90 plays")
