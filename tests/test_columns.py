@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import run
 from test_logs import log_session, write_log
+from test_prepare import real_logs  # noqa: F401  a fixture
 
 from skiprec.columns import ColumnMap, SkipMap, load_map, map_from, shipped_maps
 from skiprec.errors import ConfigError, DatasetError
@@ -458,6 +459,29 @@ def test_a_sample_is_the_same_whatever_the_order_and_uniform(tmp_path):
     assert again.digest == made.digest
     most = prepare_logs([forward], tmp_path / "most", config=config, sample=(1000, 1), progress=False)
     assert (most.counts["sessions"], most.dropped["not_sampled"]) == (400, 0)
+
+
+@pytest.mark.real_logs
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("log_first_header_field_is_a_path", {"sessions": 3, "rows": 60}),
+        ("log_very_small_dates_dd-mm-yy", {"sessions": 11, "rows": 201}),
+        ("log_hand_edited_bom_upper_booleans_slash_dates", "row 10: both skip_2 and not_skipped are true"),
+        ("log_test_prehistory_positions_2_to_half_extra_column", "none of 169 sessions can be used .169 incomplete"),
+    ],
+)
+def test_mssd_as_it_really_comes_is_read_right_or_refused(real_logs, tmp_path, name, outcome):  # noqa: F811
+    """Excerpts with what others did to them."""
+    path = real_logs.parent / "mssd_quirks" / f"{name}.csv"
+    config = PrepareConfig(min_length=4)
+    if isinstance(outcome, str):
+        with pytest.raises(DatasetError, match=outcome):
+            prepare_logs([path], tmp_path / "data", config=config, progress=False)
+        return
+    made = prepare_logs([path], tmp_path / "data", config=config, progress=False)
+    assert {key: made.counts[key] for key in outcome} == outcome
+    assert pd.read_parquet(tmp_path / "data" / "sessions.parquet")["date"].astype(str).str.startswith("2018-").all()
 
 
 STRAY = [b'"', b"'", b"\0", b",", b"\t", b"\n", b"\r", b"{", b"]", b"\xff\xfe", b"\xef\xbb\xbf"]
