@@ -135,7 +135,7 @@ def test_workers_are_killed_in_mid_trial_and_every_cell_is_done_once(where, data
     trials = assert_whole(where, CELLS)
     assert len(trials) <= CELLS + KILLS
     hit = [n for n in killed if trials[n].state == TrialState.FAIL]
-    print(f"{len(hit)} of {KILLS} kills hit a trial after its first epoch, {len(trials) - CELLS} attempts more than cells")
+    print(f"{len(hit)} of {KILLS} kills hit a trial in its midst; {len(trials) - CELLS} attempts more than cells")
     assert len(hit) >= 2 * KILLS // 3  # a few had just come to their end
     for number in hit:
         cell = trials[number].user_attrs["cell"]
