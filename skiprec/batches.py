@@ -14,7 +14,8 @@ from torch import Tensor
 
 from skiprec.dataset import Dataset, Sessions, training_prefix
 from skiprec.model import position_mask
-from skiprec.randomness import counter_bits, derive_seed, generator
+from skiprec.randomness import generator
+from skiprec.seeds import counter_bits, derive_seed
 
 # B sessions in the batch, T positions.
 

@@ -39,7 +39,7 @@ def main() -> None:
 
 @app.command()
 def prepare(
-    logs: Annotated[list[str], typer.Argument(metavar="LOG...", help="MSSD CSV files, .gz or not, globs, or folders.")],
+    logs: Annotated[list[str], typer.Argument(metavar="LOG...", help="Log files, packed or not, globs, or folders.")],
     out: Annotated[Path, typer.Option(help="The dataset folder to make.")],
     min_length: Annotated[int, typer.Option(help="Sessions with fewer items are dropped.")] = 10,
     max_length: Annotated[int, typer.Option(help="Longer sessions keep their last items.")] = 20,
@@ -48,12 +48,28 @@ def prepare(
     split: Annotated[
         str, typer.Option(help="leave_one_out: each session's last two tracks are held out; temporal: the last days.")
     ] = "leave_one_out",
+    columns: Annotated[
+        str, typer.Option(help="What the log's columns mean: a TOML file (see `skiprec columns`), or a name of ours.")
+    ] = "mssd",
+    on_bad_row: Annotated[str, typer.Option(help="refuse a row that is wrong, or skip it, counted.")] = "refuse",
+    bad_rows_at_most: Annotated[float, typer.Option(help="The share of rows that may be skipped so.")] = 0.01,
+    pseudonymise: Annotated[
+        Path | None, typer.Option(metavar="KEYFILE", help="Replace session and user ids by hashes with this key.")
+    ] = None,
+    pseudonymise_items: Annotated[
+        bool, typer.Option("--pseudonymise-items", help="Those of tracks too: recommendations name hashes then.")
+    ] = False,
+    sample: Annotated[int | None, typer.Option(help="Keep so many sessions, drawn uniformly.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample: the same seed draws the same sessions.")] = 1,
 ) -> None:
     """Read listening logs into a dataset folder.
 
     Example: skiprec prepare logs/*.csv.gz --out data/mssd
     """
+    from skiprec.columns import load_map
     from skiprec.prepare import PrepareConfig, prepare_logs  # not skiprec.config: it loads torch
+    from skiprec.pseudonyms import read_key
+    from skiprec.reading import Reading
 
     config = PrepareConfig(
         min_length=min_length,
@@ -62,11 +78,41 @@ def prepare(
         only_sessions_with_skips=only_sessions_with_skips,
         split=split,
     )
-    manifest = prepare_logs(logs, out, config=config)
+    reading = Reading(
+        columns=load_map(columns),
+        on_bad_row=on_bad_row,
+        bad_rows_at_most=bad_rows_at_most,
+        key=read_key(pseudonymise) if pseudonymise else None,
+        hash_items=pseudonymise_items,
+    )
+    manifest = prepare_logs(logs, out, config=config, reading=reading, sample=(sample, seed) if sample else None)
+    for reason, n in manifest.reading["left_out"].items():
+        print(f"left out: {n:,} rows, {reason}")
     counts, dropped = manifest.counts, {reason: n for reason, n in manifest.dropped.items() if n}
     print(f"{counts['sessions']:,} sessions kept, {counts['items']:,} items, {counts['rows']:,} plays")
     print("dropped: " + (", ".join(f"{n:,} {reason}" for reason, n in dropped.items()) or "none"))
     print(f"wrote {out}\nnext: skiprec describe {out}, or study run demo --data {out}")
+
+
+@app.command()
+def columns(
+    log: Annotated[Path, typer.Argument(help="One file of a log.")],
+    out: Annotated[Path | None, typer.Option(help="A TOML file to write, in place of printing.")] = None,
+) -> None:
+    """Guess from its first rows what a log's columns mean, as a map to read, mend and give to `skiprec prepare`.
+
+    Example: skiprec columns plays.csv --out my.toml
+    """
+    from skiprec.files import refuse_existing, write_file
+    from skiprec.guess import guess
+
+    text = guess(log)
+    if out is None:
+        print(text, end="")
+        return
+    refuse_existing(out)
+    write_file(out, text)
+    print(f"wrote {out}\nnext: read and mend it, then skiprec prepare {log} --columns {out} --out DIR")
 
 
 @app.command()

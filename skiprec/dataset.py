@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Int8, Int32, Int64
 from torch import Tensor
 
+from skiprec.digests import combined, table_digests
 from skiprec.errors import DatasetError
-from skiprec.prepare import N_HELD_OUT, Manifest, combined, table_digests, within
+from skiprec.prepare import N_HELD_OUT, Manifest, within
 from skiprec.schema import ITEMS, PADDING, SESSIONS
 from skiprec.splits import TEST, TRAIN, VAL, temporal_parts
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Int
 
 from skiprec.dataset import Dataset, Sessions, held_out, load_dataset, read_table, training_prefix
+from skiprec.digests import combined
 from skiprec.losses import next_positive
 from skiprec.negatives import first_occurrence
-from skiprec.prepare import combined
 from skiprec.schema import PADDING, SESSIONS
 
 # S sessions, T positions (padding on the right).

@@ -18,8 +18,8 @@ from skiprec.device import one_thread
 from skiprec.errors import ConfigError, TrainingDiverged
 from skiprec.metrics import hit_rate, mrr, ndcg, target_rank
 from skiprec.model import SequenceEncoder
-from skiprec.randomness import counter_bits, derive_seed
 from skiprec.schema import PADDING
+from skiprec.seeds import counter_bits, derive_seed
 from skiprec.touched_rows import has_kernels
 
 # B sessions at a time, S sessions in all, T positions, C candidates a session, R items in the catalogue and padding.

@@ -1,7 +1,9 @@
 """Checked rows of all logs, in any order -> events: runs of rows sorted by session and position. Reads no file."""
 
 import dataclasses
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +23,42 @@ NOT_NESTED = 4
 NO_FLAG = 8
 """Flag of a row that is neither skipped at any level nor not_skipped."""
 
+WIDE = ("position", "row")
+"""Of a run, what 32 bits may not hold."""
 RUNS_AT_ONCE = 1 << 16
 """Runs whose rows are put in their place at once."""
 
 
 @dataclass(frozen=True)
+class Order:
+    """What tells the order of a session's rows, and where a session ends."""
+
+    by_position: bool = True
+    """Positions count the rows of a session, each once. Else they are times or the like, and equal ones stay so."""
+    gap: int | None = None
+    """session_id names a user, whose rows are cut into sessions where positions are further apart than this."""
+
+
+@dataclass(frozen=True)
 class Rows:
-    """Checked rows that follow each other in a file."""
+    """Checked rows of a file, in its order."""
 
     session_id: pa.StringArray
     item_id: pa.StringArray
-    position: Int32[np.ndarray, " N"]
+    position: Int64[np.ndarray, " N"]
+    """Or microseconds since 1970, or whatever else `Order` says."""
     session_length: Int32[np.ndarray, " N"]
+    """0 where the log does not say."""
     date: Int32[np.ndarray, " N"]
     """Days since 1970-01-01."""
     context: Int32[np.ndarray, " N"]
     """Numbers from the Codes that the reader was given."""
     flags: UInt8[np.ndarray, " N"]
     """SKIP_LEVEL, NOT_NESTED, NO_FLAG."""
+    row: Int64[np.ndarray, " N"]
+    """Of the file, as people count: what messages name."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Rows near these that were left out, by reason."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +69,23 @@ class Runs:
     """
 
     session: Int32[np.ndarray, " R"]
-    position: Int32[np.ndarray, " R"]
+    position: Int64[np.ndarray, " R"]
     """Of the first row."""
     n_rows: Int32[np.ndarray, " R"]
     session_length: Int32[np.ndarray, " R"]
     date: Int32[np.ndarray, " R"]
     context: Int32[np.ndarray, " R"]
+    file: Int32[np.ndarray, " R"]
+    """Which of the files."""
+    row: Int64[np.ndarray, " R"]
+    """Of the first row, in the file."""
 
 
 @dataclass(frozen=True)
 class Events:
     """Every row of the logs, sorted by session id and position; session, item and context number sorted texts."""
+
+    order: Order
 
     runs: Runs
     """What the rows say but for the following."""
@@ -70,6 +96,8 @@ class Events:
     context_types: list[str]
     sources: list[tuple[Path, int]]
     """Each file with its number of rows."""
+    left_out: dict[str, int]
+    """Rows that were left out, by reason."""
 
 
 class Column:
@@ -93,21 +121,31 @@ class Column:
 
 
 class Gatherer:
-    """Takes rows block by block and holds them small: five bytes a row, 24 a run, and each id once."""
+    """Takes rows block by block and holds them small: five bytes a row, 40 a run, and each id once.
 
-    def __init__(self) -> None:
+    Args:
+        order: What positions mean.
+    """
+
+    def __init__(self, order: Order | None = None) -> None:
+        self.order = order or Order()
         self.sessions, self.items, self.contexts = Numbering(), Numbering(), Codes()
-        self.runs = {field.name: Column(np.int32) for field in dataclasses.fields(Runs)}
+        self.runs = {f.name: Column(np.int64 if f.name in WIDE else np.int32) for f in dataclasses.fields(Runs)}
+        self.left_out: Counter[str] = Counter()
         self.item, self.flags = Column(np.int32), Column(np.uint8)
         self.sources: list[tuple[Path, int]] = []
 
     def add(self, rows: Rows) -> None:
         """Take the next rows of a file."""
+        self.left_out.update(rows.left_out)
+        if not len(rows.row):
+            return
         starts = run_starts(rows)
         self.runs["session"].append(self.sessions.numbers(rows.session_id.take(pa.array(starts))))
         self.runs["n_rows"].append(np.diff(starts, append=len(rows.item_id)))
-        for name in ("position", "session_length", "date", "context"):
+        for name in ("position", "session_length", "date", "context", "row"):
             self.runs[name].append(getattr(rows, name)[starts])
+        self.runs["file"].append(np.full(len(starts), len(self.sources), dtype=np.int32))
         self.item.append(self.items.numbers(rows.item_id))
         self.flags.append(rows.flags)
 
@@ -132,11 +170,15 @@ class Gatherer:
         columns["context"] = sorted_places(self.contexts)[columns["context"]]
 
         first_row = np.cumsum(columns["n_rows"], dtype=np.int64) - columns["n_rows"]
-        order = np.argsort((columns["session"].astype(np.int64) << 32) + columns["position"], kind="stable")
+        order = in_order(columns, self.order)
         runs = Runs(**{name: column[order] for name, column in columns.items()})
         first_row = first_row[order]
-        check_runs(runs, first_row, session_ids, self.sources)
+        if self.order.by_position:
+            check_runs(runs, session_ids, self.sources)
+        if self.order.gap is not None:
+            runs, first_row, session_ids = cut(runs, first_row, session_ids, self.order.gap)
         return Events(
+            order=self.order,
             runs=runs,
             item=in_order_of_runs(item, first_row, runs.n_rows),
             flags=in_order_of_runs(self.flags.whole(), first_row, runs.n_rows),
@@ -144,14 +186,45 @@ class Gatherer:
             item_ids=item_ids,
             context_types=sorted(self.contexts),
             sources=self.sources,
+            left_out=dict(self.left_out),
         )
+
+
+def in_order(columns: Mapping[str, np.ndarray], order: Order) -> Int64[np.ndarray, " R"]:
+    """The runs' places, by session and position; equal ones by where they stand, files by their names."""
+    session, position = columns["session"].astype(np.int64), columns["position"]
+    if order.by_position:
+        return np.argsort((session << 32) + position, kind="stable")
+    return np.lexsort((columns["row"], columns["file"], position, session))
+
+
+def cut(
+    runs: Runs, first_row: Int64[np.ndarray, " R"], user_ids: pa.StringArray, gap: int
+) -> tuple[Runs, Int64[np.ndarray, " R"], pa.StringArray]:
+    """Sessions in place of users: the n-th of user U has the id U/n, n from 1."""
+    is_new_user = np.diff(runs.session, prepend=-1) != 0
+    is_start = is_new_user.copy()
+    is_start[1:] |= runs.position[1:] - (runs.position + runs.n_rows - 1)[:-1] > gap
+    of_session = np.flatnonzero(is_start)
+    session = np.cumsum(is_start) - 1  # (R,)
+    first_of_user = np.maximum.accumulate(np.where(is_new_user, session, 0))
+    numbers = (session - first_of_user + 1)[of_session]
+    users = user_ids.take(pa.array(runs.session[of_session]))
+    names = pc.binary_join_element_wise(users, pa.array(numbers).cast(pa.string()), "/")
+    by_name = pc.array_sort_indices(names).to_numpy()
+    places = np.empty(len(names), dtype=np.int32)
+    places[by_name] = np.arange(len(names), dtype=np.int32)
+    order = np.argsort(places[session], kind="stable")
+    cut_runs = dataclasses.replace(runs, session=places[session])
+    moved = Runs(**{f.name: getattr(cut_runs, f.name)[order] for f in dataclasses.fields(Runs)})
+    return moved, first_row[order], names.take(pa.array(by_name))
 
 
 def run_starts(rows: Rows) -> Int64[np.ndarray, " R"]:
     """The rows that begin a run."""
     is_start = np.ones(len(rows.position), dtype=bool)
     is_start[1:] = pc.not_equal(rows.session_id[1:], rows.session_id[:-1]).to_numpy(zero_copy_only=False)
-    is_start[1:] |= np.diff(rows.position) != 1
+    is_start[1:] |= (np.diff(rows.position) != 1) | (np.diff(rows.row) != 1)
     for column in (rows.session_length, rows.date, rows.context):
         is_start[1:] |= column[1:] != column[:-1]
     return np.flatnonzero(is_start)
@@ -180,27 +253,29 @@ def in_order_of_runs(
     return ordered
 
 
-def check_runs(
-    runs: Runs, first_row: Int64[np.ndarray, " R"], session_ids: pa.StringArray, sources: list[tuple[Path, int]]
-) -> None:
+def check_runs(runs: Runs, session_ids: pa.StringArray, sources: list[tuple[Path, int]]) -> None:
     """Refuse a session that has a position twice, or two lengths."""
     is_same_session = runs.session[1:] == runs.session[:-1]
     # Sorted by first position, runs that overlap include two neighbours, and the first such two start to overlap at
     # the first position that is there twice.
-    gap = runs.position[1:].astype(np.int64) - runs.position[:-1] - runs.n_rows[:-1]
+    gap = runs.position[1:] - runs.position[:-1] - runs.n_rows[:-1]
     if (i := first_true(is_same_session & (gap < 0))) is not None:
         position = int(runs.position[i + 1])
-        one, other = sorted((int(first_row[i]) + position - int(runs.position[i]), int(first_row[i + 1])))
+        offset = position - int(runs.position[i])
+        one, other = sorted(
+            ((int(runs.file[j]), int(runs.row[j]) + extra) for j, extra in ((i, offset), (i + 1, 0))),
+        )
         raise DatasetError(
-            f"{place(sources, other)}: session {shorten(session_ids[int(runs.session[i])].as_py())}, position "
-            f"{position} is already in {place(sources, one)}, expected each position once"
+            f"{place(sources, *other)}: session {shorten(session_ids[int(runs.session[i])].as_py())}, position "
+            f"{position} is already in {place(sources, *one)}, expected each position once"
         )
     lengths = runs.session_length
     if (i := first_true(is_same_session & (lengths[1:] != lengths[:-1]))) is not None:
-        last_row = int(first_row[i]) + int(runs.n_rows[i]) - 1
+        last_row = int(runs.row[i]) + int(runs.n_rows[i]) - 1
         raise DatasetError(
-            f"{place(sources, int(first_row[i + 1]))}: session_length is {lengths[i + 1]}, but {lengths[i]} in "
-            f"{place(sources, last_row)} of the same session, expected one length a session"
+            f"{place(sources, int(runs.file[i + 1]), int(runs.row[i + 1]))}: session_length is {lengths[i + 1]}, but "
+            f"{lengths[i]} in {place(sources, int(runs.file[i]), last_row)} of the same session, expected one length a "
+            "session"
         )
 
 
@@ -209,13 +284,9 @@ def first_true(flags: Bool[np.ndarray, " N"]) -> int | None:
     return int(flags.argmax()) if flags.any() else None
 
 
-def place(sources: list[tuple[Path, int]], row: int) -> str:
-    """File and row of the row-th row of all files."""
-    for path, n_rows in sources:
-        if row < n_rows:
-            return f"{path}, row {row + 2}"
-        row -= n_rows
-    raise AssertionError("a row is beyond the last file")
+def place(sources: list[tuple[Path, int]], file: int, row: int) -> str:
+    """File and row, as messages name them."""
+    return f"{sources[file][0]}, row {row}"
 
 
 def shorten(text: str) -> str:

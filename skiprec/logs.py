@@ -1,14 +1,14 @@
-"""Raw MSSD session logs (CSV, plain or gzip) -> checked rows, block by block. Not: which sessions are kept."""
+"""Raw MSSD session logs (CSV, plain or packed) -> checked rows, block by block: the fast path of `reading`."""
 
+import bz2
 import datetime
-import glob
 import gzip
 import io
+import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,12 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 from jaxtyping import Int32
-from tqdm import tqdm
 
 from skiprec.errors import DatasetError
-from skiprec.events import NO_FLAG, NOT_NESTED, Events, Gatherer, Rows, shorten
+from skiprec.events import NO_FLAG, NOT_NESTED, Rows, shorten
 from skiprec.numbering import Codes
-from skiprec.schema import READ_COLUMNS, SKIP_FLAGS
+from skiprec.schema import LOG_COLUMNS, READ_COLUMNS, SKIP_FLAGS
 
 # N rows.
 
@@ -32,6 +31,35 @@ READ_BYTES = 1 << 18
 """Text that is read at once. Small: one large read would lose all its bytes where packed data ends early."""
 PARSED_AT_ONCE = 1 << 20
 """Text that a thread parses at once: as much as stays in cache."""
+
+
+class ZstdFile:
+    """Zstandard data, read as Python reads what it can unpack itself."""
+
+    def __init__(self, raw: io.BufferedReader) -> None:
+        self.stream = pa.CompressedInputStream(raw, "zstd")
+
+    def read1(self, size: int) -> bytes:
+        """At most so many more bytes; none at the end."""
+        return self.stream.read(size)
+
+
+def gzip_file(raw: io.BufferedReader) -> gzip.GzipFile:
+    """Gzip data."""
+    return gzip.GzipFile(fileobj=raw)
+
+
+Packed = gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile | ZstdFile
+PACKED: dict[str, tuple[str, bytes, Callable[[io.BufferedReader], Packed]]] = {
+    ".gz": ("gzip", b"\x1f\x8b", gzip_file),
+    ".bz2": ("bzip2", b"BZh", bz2.BZ2File),
+    ".xz": ("xz", b"\xfd7zXZ\x00", lzma.LZMAFile),
+    ".zst": ("zstd", b"\x28\xb5\x2f\xfd", ZstdFile),
+}
+"""By suffix: what the data is called, what it starts with, and what unpacks it."""
+NAMES = {gzip.GzipFile: "gzip", bz2.BZ2File: "bzip2", lzma.LZMAFile: "xz", ZstdFile: "zstd"}
+DAMAGES = (zlib.error, lzma.LZMAError, OSError, pa.ArrowException)
+"""What unpacking raises where data is damaged."""
 
 INTEGERS = ("session_position", "session_length")
 TRUE_TEXTS, FALSE_TEXTS = ("True", "TRUE", "true", "1"), ("False", "FALSE", "false", "0")
@@ -50,64 +78,6 @@ TYPES = {
     "date": FEW,
     "context_type": FEW,
 }
-
-
-def find_logs(paths: Sequence[str | Path]) -> list[Path]:
-    """The log files that are meant: files, globs, and the *.csv and *.csv.gz in folders. Each file once.
-
-    Raises:
-        DatasetError: If one of the paths leads to no file.
-    """
-    found: dict[Path, Path] = {}
-    for path in paths:
-        if os.path.isdir(path):
-            names = sorted(p for p in Path(path).iterdir() if p.name.endswith((".csv", ".csv.gz")) and p.is_file())
-            expected = "a *.csv or *.csv.gz file in this folder"
-        elif os.path.exists(path):
-            names, expected = [Path(path)], ""
-        else:
-            names = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
-            expected = "a log file, a folder of them, or a pattern such as 'logs/*.csv.gz'"
-        if not names:
-            raise DatasetError(f"{path}: found nothing, expected {expected}")
-        found |= {name.resolve(): name for name in names if name.resolve() not in found}
-    if not found:
-        raise DatasetError("no log was named, expected at least one file, folder or pattern")
-    return list(found.values())
-
-
-def read_logs(files: Sequence[Path], *, progress: bool = True) -> Events:
-    """Read all files into one table, in any order of files and rows.
-
-    Args:
-        files: As find_logs gives them.
-        progress: Show a bar of bytes, where there is a terminal.
-
-    Raises:
-        DatasetError: At the first thing that is not as it should be, with file and row.
-    """
-    gatherer = Gatherer()
-    with tqdm(
-        total=sum(os.stat(file).st_size for file in files if file.exists()),
-        desc="reading logs",
-        unit="B",
-        unit_scale=True,
-        disable=None if progress else True,
-    ) as bar:
-        for file in files:
-            for rows in made_ahead(read_log(file, gatherer.contexts, advance=bar.update)):
-                gatherer.add(rows)
-            gatherer.end_file(file)
-    return gatherer.finish()
-
-
-def made_ahead(blocks: Iterator[Rows]) -> Iterator[Rows]:
-    """The same blocks; while one is used, the next one is made on another thread."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = thread.submit(next, blocks, None)
-            yield block
 
 
 def read_log(path: Path, contexts: Codes, *, advance: Callable[[int], object] = lambda n: None) -> Iterator[Rows]:
@@ -173,16 +143,19 @@ def text_blocks(path: Path, advance: Callable[[int], object]) -> Iterator[tuple[
         yield row, memoryview(rest + b"\n")
 
 
-def unpacked(path: Path, raw: io.BufferedReader) -> io.BufferedReader | gzip.GzipFile:
+def unpacked(path: Path, raw: io.BufferedReader) -> io.BufferedReader | Packed:
     """The file, or what is packed in it."""
-    is_gzip = raw.read(2) == b"\x1f\x8b"
+    start = raw.read(6)
     raw.seek(0)
-    if path.suffix == ".gz" and not is_gzip and os.stat(path).st_size:
-        raise DatasetError(f"{path}: does not start as gzip data does, expected it of a .gz file")
-    return gzip.GzipFile(fileobj=raw) if is_gzip else raw
+    for suffix, (name, magic, opened) in PACKED.items():
+        if start.startswith(magic):
+            return opened(raw)
+        if path.suffix == suffix and os.stat(path).st_size:
+            raise DatasetError(f"{path}: does not start as {name} data does, expected it of a {suffix} file")
+    return raw
 
 
-def read_on(file: io.BufferedReader | gzip.GzipFile, rest: bytes) -> tuple[bytes, str | None]:
+def read_on(file: io.BufferedReader | Packed, rest: bytes) -> tuple[bytes, str | None]:
     """The rest and up to BLOCK_BYTES more (none at the end), and what is wrong with packed data after them, if any."""
     collected = [rest]
     size = 0
@@ -192,9 +165,11 @@ def read_on(file: io.BufferedReader | gzip.GzipFile, rest: bytes) -> tuple[bytes
             collected.append(got)
             size += len(got)
     except EOFError:
-        problem = "the gzip data ends here, before its end mark (a cut file)"
-    except (zlib.error, gzip.BadGzipFile) as error:
-        problem = f"the gzip data is damaged here ({error})"
+        problem = f"the {NAMES[type(file)]} data ends here, before its end mark (a cut file)"
+    except DAMAGES as error:
+        if isinstance(file, io.BufferedReader):  # not packed: the disk's own error
+            raise
+        problem = f"the {NAMES[type(file)]} data is damaged here ({error})"
     return b"".join(collected), problem
 
 
@@ -204,6 +179,9 @@ def checked_header(path: Path, line: bytes) -> list[str]:
         names = line.rstrip(b"\r").decode("utf-8").split(",")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}, row 1: is not UTF-8 text ({error.reason}), expected a CSV header") from error
+    if names[0] not in LOG_COLUMNS and tuple(names[1 : len(LOG_COLUMNS)]) == LOG_COLUMNS[1:] and "/" in names[0]:
+        # Some files that are passed around have the path of another file there; all else is as it should be.
+        names[0] = LOG_COLUMNS[0]
     missing = [name for name in READ_COLUMNS if name not in names]
     if missing:
         found = shorten(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
@@ -224,7 +202,7 @@ def checked_rows(path: Path, first_row: int, header: list[str], text: memoryview
     except pa.ArrowInvalid as error:
         refuse(path, first_row, bytes(text), header, error)
     session_id, item_id = (table[name].combine_chunks() for name in ("session_id", "track_id_clean"))
-    position, session_length = (numbered(table[name], whole_number) for name in INTEGERS)
+    position, session_length = (numbered(table[name], whole_number) for name in INTEGERS)  # None: refused below
     date = numbered(table["date"], day_of)
     context = numbered(table["context_type"], lambda text: None if text in MISSING else contexts[text])
     if any(column is None for column in (position, session_length, date, context)):
@@ -244,11 +222,12 @@ def checked_rows(path: Path, first_row: int, header: list[str], text: memoryview
     return Rows(
         session_id=session_id,
         item_id=item_id,
-        position=position,
+        position=position.astype(np.int64),
         session_length=session_length,
         date=date,
         context=context,
         flags=skip_level | NOT_NESTED * is_not_nested.view(np.uint8) | NO_FLAG * has_no_flag.view(np.uint8),
+        row=first_row + np.arange(len(item_id), dtype=np.int64),
     )
 
 
@@ -312,7 +291,10 @@ def whole_number(text: str) -> int | None:
 
 
 def day_of(text: str) -> int | None:
-    """Days since 1970 of a date like 2018-07-15; None for anything else."""
+    """Days since 1970 of a date like 2018-07-15, 15-07-18 or 15/07/2018 (the day first); None for anything else."""
+    if day_first := re.fullmatch(r"([0-9]{2})([-/])([0-9]{2})\2((?:20)?)([0-9]{2})", text):
+        day, _, month, _, year = day_first.groups()
+        text = f"20{year}-{month}-{day}"
     if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
         return None
     try:

@@ -10,16 +10,17 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int8, Int32, Int64, Integer
 
 from skiprec import files
+from skiprec.digests import table_digests
 from skiprec.errors import ConfigError, DatasetError
 from skiprec.events import NO_FLAG, NOT_NESTED, SKIP_LEVEL, Events
-from skiprec.logs import find_logs, read_logs
-from skiprec.numbering import counted, renumber
+from skiprec.numbering import counted, hash_pairs, renumber
+from skiprec.reading import Reading, find_logs, read_logs
 from skiprec.schema import ITEMS, SESSIONS
+from skiprec.seeds import counter_bits, derive_seed
 from skiprec.splits import TRAIN, temporal_parts
 
 # N rows, S sessions, R runs of rows.
@@ -81,6 +82,8 @@ class Manifest:
     """Sessions that were not kept, by reason."""
     digests: dict[str, str]
     """SHA-256 of the values of each table, and of these two with the settings as `dataset`."""
+    reading: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How the logs were read, and what of their rows was left out, by reason."""
 
     @property
     def digest(self) -> str:
@@ -118,7 +121,9 @@ class Manifest:
         for name in ("sessions", "items", "dataset"):
             if not isinstance(values["digests"].get(name), str):
                 raise DatasetError(f"{path}: digests has no {name}, expected one; prepare the logs again")
-        manifest = cls(format=FORMAT, **{name: values[name] for name in kinds})
+        if not isinstance(reading := values.get("reading", {}), dict):
+            raise DatasetError(f"{path}: reading is {reading!r}, expected a dict; prepare the logs again")
+        manifest = cls(format=FORMAT, reading=reading, **{name: values[name] for name in kinds})
         try:
             manifest.config  # noqa: B018  checked here, or a changed setting would surface far away
         except (TypeError, ValueError) as error:
@@ -147,14 +152,22 @@ class Kept:
 
 
 def prepare_logs(
-    paths: Sequence[str | Path], out: str | Path, *, config: PrepareConfig | None = None, progress: bool = True
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    config: PrepareConfig | None = None,
+    reading: Reading | None = None,
+    sample: tuple[int, int] | None = None,
+    progress: bool = True,
 ) -> Manifest:
-    """Read MSSD logs and write them as a dataset folder.
+    """Read logs and write them as a dataset folder.
 
     Args:
         paths: Files, folders and globs, as find_logs takes them. Their order does not matter.
         out: The folder to make.
         config: Defaults where None.
+        reading: How the logs are read; MSSD's CSV files where None.
+        sample: How many of the sessions that could be kept are drawn, and the draw's seed; all where None.
         progress: Show a bar, where there is a terminal.
 
     Returns:
@@ -164,11 +177,11 @@ def prepare_logs(
         DatasetError: If a log is not as it should be, or no session can be kept. Nothing is written then.
         OutputError: If `out` exists or cannot be written.
     """
-    config = config or PrepareConfig()
+    config, reading = config or PrepareConfig(), reading or Reading()
     out = Path(out)
     files.refuse_existing(out)  # before minutes of reading
     with lean_arrow():
-        sessions, items, manifest = build(find_logs(paths), config, progress=progress)
+        sessions, items, manifest = build(find_logs(paths, reading.columns), config, reading, sample, progress=progress)
         pa.default_memory_pool().release_unused()
         with files.new_folder(out) as folder:
             # One row group: pyarrow, and so pandas, cannot read lists of dictionaries out of several at once.
@@ -191,17 +204,20 @@ def lean_arrow() -> Iterator[None]:
         pa.set_memory_pool(before)
 
 
-def build(logs: Sequence[Path], config: PrepareConfig, *, progress: bool) -> tuple[pa.Table, pa.Table, Manifest]:
+def build(
+    logs: Sequence[Path], config: PrepareConfig, reading: Reading, sample: tuple[int, int] | None, *, progress: bool
+) -> tuple[pa.Table, pa.Table, Manifest]:
     """The two tables of a dataset and its manifest.
 
     Raises:
         DatasetError: If a log is not as it should be, or no session can be kept.
     """
     # Each step lets go of what the one before it made: no more than two of them are ever held.
-    events = read_logs(logs, progress=progress)
+    events = read_logs(logs, reading, progress=progress)
+    left_out = events.left_out
     pa.default_memory_pool().release_unused()
     sources = [{"file": name, "rows": n} for name, n in sorted((path.name, n) for path, n in events.sources)]
-    kept = choose(events, config)
+    kept = choose(events, config, sample)
     del events
     sessions, items = tables(kept, trained_lengths(kept, config))
     counts, dropped = kept.counts | {"items": len(items)}, kept.dropped
@@ -214,11 +230,12 @@ def build(logs: Sequence[Path], config: PrepareConfig, *, progress: bool) -> tup
         counts=counts,
         dropped=dropped,
         digests=table_digests(sessions, items, settings),
+        reading=reading.about() | {"left_out": left_out} | ({"sample": list(sample)} if sample else {}),
     )
     return sessions, items, manifest
 
 
-def choose(events: Events, config: PrepareConfig) -> Kept:
+def choose(events: Events, config: PrepareConfig, sample: tuple[int, int] | None = None) -> Kept:
     """The sessions that a dataset keeps, and what is left of them.
 
     Raises:
@@ -234,8 +251,13 @@ def choose(events: Events, config: PrepareConfig) -> Kept:
 
     # Sorted without repeats, positions are exactly 1..session_length if the first is 1 and the last is both their
     # number and the session's length.
-    last_position = runs.position[last_run].astype(np.int64) + runs.n_rows[last_run] - 1
-    is_whole = (runs.position[first_run] == 1) & (last_position == lengths) & (runs.session_length[last_run] == lengths)
+    last_position = runs.position[last_run] + runs.n_rows[last_run] - 1
+    # Where a log does not say how long a session is, they may begin with 0 too. Times say nothing of what is missing.
+    first_position, said = runs.position[first_run], runs.session_length[last_run]
+    is_whole = (first_position == 1) & (last_position == lengths) & ((said == lengths) | (said == 0))
+    is_whole |= (first_position == 0) & (last_position == lengths - 1) & (said == 0)
+    if not events.order.by_position:
+        is_whole[:] = True
     is_long = lengths >= config.min_length
     # In the training prefix: flags of held-out rows must not decide what is trained on.
     is_wanted = np.ones_like(is_whole)
@@ -249,6 +271,10 @@ def choose(events: Events, config: PrepareConfig) -> Kept:
         "too_short": int((is_whole & ~is_long).sum()),
         "no_skips": int((is_whole & is_long & ~is_wanted).sum()),
     }
+    if sample is not None:
+        is_drawn = drawn(events.session_ids.take(pa.array(runs.session[first_run])), keep, *sample)
+        dropped["not_sampled"] = int((keep & ~is_drawn).sum())
+        keep &= is_drawn
     if not keep.any():
         why = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
         raise DatasetError(
@@ -291,6 +317,23 @@ def choose(events: Events, config: PrepareConfig) -> Kept:
             "sessions_over_several_dates": len(np.unique(session[1:][is_other_date])),
         },
     )
+
+
+def drawn(session_ids: pa.StringArray, may_be: Bool[np.ndarray, " S"], n: int, seed: int) -> Bool[np.ndarray, " S"]:
+    """Which n sessions are drawn of those that may be: those whose ids have the least hashes, wherever they stand.
+
+    Raises:
+        ConfigError: If n is less than 1.
+    """
+    if n < 1:
+        raise ConfigError(f"--sample is {n}, expected at least 1")
+    first, second = hash_pairs(session_ids)
+    mixed = counter_bits(derive_seed(seed, "sample"), first ^ (second >> np.uint64(1)))
+    places = np.flatnonzero(may_be)
+    least = places[np.argsort(mixed[places], kind="stable")[:n]]
+    is_drawn = np.zeros(len(may_be), dtype=bool)
+    is_drawn[least] = True
+    return is_drawn
 
 
 def trained_lengths(kept: Kept, config: PrepareConfig) -> Int64[np.ndarray, " S"]:
@@ -349,51 +392,3 @@ def within(firsts: Integer[np.ndarray, " S"], lengths: Integer[np.ndarray, " S"]
     """The numbers first, first + 1, ..., `length` of them, for each pair in turn."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(firsts - before, lengths) + np.arange(lengths.sum())
-
-
-def table_digests(sessions: pa.Table, items: pa.Table, settings: dict[str, Any]) -> dict[str, str]:
-    """The manifest's digests: of values in a fixed form, so that neither file format nor library version matters."""
-    lists = {name: combined(sessions[name]) for name in ("items", "skip_levels", "contexts")}
-    lengths = [as_bytes(np.diff(array.offsets.to_numpy()), "<i4") for array in lists.values()]
-    context = lists["contexts"].flatten()
-    by_name = pc.array_sort_indices(context.dictionary)  # parquet need not keep the order in which they are numbered
-    contexts = context.indices.to_numpy()
-    if (place := np.argsort(by_name.to_numpy()).astype(np.int32)).tolist() != list(range(len(place))):
-        contexts = contexts.copy()
-        renumber(contexts, place)
-    digests = {
-        "sessions": files.sha256(
-            *texts_as_bytes(combined(sessions["session_id"])),
-            as_bytes(combined(sessions["date"]).cast(pa.int32()).to_numpy(), "<i4"),
-            *lengths,
-            as_bytes(lists["items"].flatten().to_numpy(), "<i4"),
-            as_bytes(lists["skip_levels"].flatten().to_numpy(), "<i1"),
-            as_bytes(contexts, "<i4"),
-            *texts_as_bytes(context.dictionary.take(by_name)),
-        ),
-        "items": files.sha256(
-            as_bytes(combined(items["item_index"]).to_numpy(), "<i4"),
-            *texts_as_bytes(combined(items["item_id"])),
-            as_bytes(combined(items["plays"]).to_numpy(), "<i8"),
-        ),
-    }
-    return digests | {"dataset": files.sha256(files.canonical_json([settings, digests]).encode())}
-
-
-def as_bytes(values: Integer[np.ndarray, " N"], dtype: str) -> memoryview:
-    """The values' bytes in a fixed form; not copied where they are in it already."""
-    return memoryview(np.ascontiguousarray(values, dtype=dtype)).cast("B")
-
-
-def combined(column: pa.ChunkedArray) -> pa.Array:
-    """The column as one array that starts at its buffers' start."""
-    if column.num_chunks == 1 and column.chunk(0).offset == 0:
-        return column.chunk(0)
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-
-
-def texts_as_bytes(texts: pa.Array) -> tuple[memoryview, memoryview]:
-    """Lengths and concatenated UTF-8 of the texts."""
-    texts = texts.cast(pa.large_string())
-    offsets = np.frombuffer(texts.buffers()[1], dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return as_bytes(np.diff(offsets), "<i8"), memoryview(texts.buffers()[2])[offsets[0] : offsets[-1]]

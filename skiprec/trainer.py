@@ -17,8 +17,8 @@ from skiprec.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDi
 from skiprec.evaluation import Evaluator, ModelScorer
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.optimizer import DeferredAdam
-from skiprec.randomness import derive_seed
 from skiprec.schema import PADDING
+from skiprec.seeds import derive_seed
 from skiprec.touched_rows import Buffers, dense_gradient, group_ids, has_kernels, sparse_gradient, squared_norm
 from skiprec.tracking import NullTracker, Tracker
 from skiprec.training_loss import LossConfig, training_loss

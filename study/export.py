@@ -16,7 +16,7 @@ import study as harness
 from skiprec.checkpoint import load_checkpoint
 from skiprec.config import from_flat
 from skiprec.dataset import Dataset, load_dataset
-from skiprec.errors import CheckpointError, StudyError
+from skiprec.errors import CheckpointError
 from skiprec.files import new_folder, refuse_existing, write_file
 from skiprec.model import SequenceEncoder
 from skiprec.model_folder import write_model
@@ -26,8 +26,8 @@ from study.analysis import Analysis, analyse, percent
 from study.model_card import Candidate, card, confirmed_rates, group_rates, validation_rates
 from study.sending import find_run
 from study.serving import SIGNATURE, _load_pyfunc
-from study.storage import CONFIRM, Places, has_study, open_study
-from study.tracking import open_tracker, read_ranks, study_errors
+from study.storage import Places
+from study.tracking import read_ranks, study_errors, tracked_study
 
 MODULES = (
     "__init__",
@@ -80,16 +80,11 @@ def export_study(
     """
     refuse_existing(out)
     with study_errors(where):
-        study = open_study(where, name)
-        if "confirms" in study.user_attrs:
-            study = open_study(where, study.user_attrs["confirms"])
-        attrs, confirming = study.user_attrs, f"{study.study_name}{CONFIRM}"
-        if attrs["parent_run"] is None:
-            raise StudyError(f"study {study.study_name} was made --offline: `study sync` first, MLflow has its models")
-        client, experiment = open_tracker(where), attrs["experiment_id"]
+        study, confirming, client = tracked_study(where, name)
+        attrs, experiment = study.user_attrs, study.user_attrs["experiment_id"]
         found = analyse(
             study,
-            open_study(where, confirming) if has_study(where, confirming) else None,
+            confirming,
             lambda run: read_ranks(client, run.run_id or find_run(client, experiment, run.run_key), "test"),
         )
         dataset = load_dataset(data or Path(attrs["dataset"]))

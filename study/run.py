@@ -6,11 +6,12 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -332,6 +333,30 @@ def cell_dim(study: optuna.Study, cell: Cell) -> int:
     return int(value["high"]) if isinstance(value, dict) else max(value) if isinstance(value, list) else value
 
 
+@contextmanager
+def stop_told() -> Iterator[Callable[[], bool]]:
+    """Have SIGTERM and SIGINT raise KeyboardInterrupt, and remember that they did.
+
+    Python swallows what is raised while it cleans up after an object (a weak reference's callback): an exception alone
+    would now and then be lost, and the study go on.
+
+    Yields:
+        What says whether there was one.
+    """
+    told = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        raise KeyboardInterrupt
+
+    earlier = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(told)
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
 def supervise(where: Places, study: optuna.Study, workers: int, device: str, show_progress: bool) -> None:
     """Start the workers, show how far they are, replace those that die, and see them end.
 
@@ -345,16 +370,15 @@ def supervise(where: Places, study: optuna.Study, workers: int, device: str, sho
         name = worker_name(process)
         return any(t.user_attrs.get("worker") == name for t in study.get_trials(deepcopy=False))
 
-    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    crew = Crew(where, study.study_name, device, workers, on_death)
-    try:
-        watch(study, crew, show_progress)
-    except KeyboardInterrupt:
-        print("stopping: workers give their cells back at the last epoch's end", file=sys.stderr)
-        raise
-    finally:
-        crew.stop()
-        signal.signal(signal.SIGTERM, earlier)
+    with stop_told() as is_told:
+        crew = Crew(where, study.study_name, device, workers, on_death)
+        try:
+            watch(study, crew, show_progress, should_stop=is_told)
+        except KeyboardInterrupt:
+            print("stopping: workers give their cells back at the last epoch's end", file=sys.stderr)
+            raise
+        finally:
+            crew.stop()
     stage = stage_of(study)
     if crew.failed or not (stage.is_finished or allowance_of(study).is_spent(study, datetime.now(UTC))):
         raise StudyError(

@@ -7,7 +7,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from skiprec.config import Value
-from skiprec.randomness import derive_seed
+from skiprec.seeds import derive_seed
 from study.queue import FIRST_AGAIN
 from study.space import Recipe, suggest
 

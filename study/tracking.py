@@ -27,7 +27,17 @@ from study.locks import new_database
 from study.queue import RUN_KEY
 from study.sending import Home, Refused, Sender, Unreachable, is_outage, quoted
 from study.spool import PARENT, Spool, spools
-from study.storage import DATABASE_ERRORS, Places, check_server, database_errors, failure, with_settings
+from study.storage import (
+    CONFIRM,
+    DATABASE_ERRORS,
+    Places,
+    check_server,
+    database_errors,
+    failure,
+    has_study,
+    open_study,
+    with_settings,
+)
 
 for noisy in ("mlflow", "alembic"):
     logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -72,6 +82,26 @@ def open_tracker(where: Places) -> MlflowClient:
     """
     check_server(where.tracking_uri)
     return MlflowClient(tracking_uri=with_settings(where.tracking_uri))
+
+
+def tracked_study(where: Places, name: str | None) -> tuple[optuna.Study, optuna.Study | None, MlflowClient]:
+    """A study, its confirming runs' where they were begun, and the tracker that has their runs.
+
+    Args:
+        where: The study's databases.
+        name: Of the study, or of its confirming one; may be None where there is only one.
+
+    Raises:
+        StudyError: If there is no such study, or the tracker was not told of it yet.
+    """
+    study = open_study(where, name)
+    if "confirms" in study.user_attrs:
+        study = open_study(where, study.user_attrs["confirms"])
+    confirming = f"{study.study_name}{CONFIRM}"
+    if study.user_attrs["parent_run"] is None:
+        raise StudyError(f"study {study.study_name} was made --offline: `study sync` first, MLflow has what it made")
+    confirming = open_study(where, confirming) if has_study(where, confirming) else None
+    return study, confirming, open_tracker(where)
 
 
 def home_of(where: Places, about: Mapping[str, Any], *, offline: bool = False) -> Home:

@@ -23,8 +23,14 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}{po
 """Without tqdm's own guess of the time left, which takes all cells for alike."""
 
 
-def watch(study: optuna.Study, crew: Crew, show_progress: bool) -> None:
-    """Show how far a study is until every worker has ended, and keep the estimate made after its first cells."""
+def watch(
+    study: optuna.Study, crew: Crew, show_progress: bool, *, should_stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Show how far a study is until every worker has ended, and keep the estimate made after its first cells.
+
+    Raises:
+        KeyboardInterrupt: If it should stop.
+    """
     about, cells = study.user_attrs, planned_cells(study)
     has_first = "first_estimate" in about
     next_look = time.monotonic()
@@ -45,6 +51,8 @@ def watch(study: optuna.Study, crew: Crew, show_progress: bool) -> None:
                 next_look = time.monotonic() + (time.monotonic() - start) / LOOK_SHARE
             if is_over:
                 return
+            if should_stop():
+                raise KeyboardInterrupt
             time.sleep(POLL_SECONDS)
 
 

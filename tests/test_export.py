@@ -13,6 +13,7 @@ import mlflow.pyfunc
 import pandas as pd
 import pytest
 import torch
+from conftest import small_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
@@ -28,17 +29,17 @@ from skiprec.evaluation import ModelScorer
 from skiprec.prepare import prepare_logs
 from skiprec.recommend import Recommender
 from skiprec.requests import Session
-from skiprec.run import load_model, load_recommender
+from skiprec.run import Run, load_model, load_recommender
 from skiprec.synthetic import synthesize_logs
 from study.export import CARD, PROGRAM, export_run
 from study.serving import Served
 
 pytestmark = pytest.mark.slow
 KINDS = {
-    "uni": [],
-    "bi": ["architecture=bidirectional"],
-    "told": ["skip_input=true"],
-    "bi_told": ["architecture=bidirectional", "skip_input=true", "positions=from_start", "norm=post"],
+    "uni": {},
+    "bi": {"architecture": "bidirectional"},
+    "told": {"skip_input": True},
+    "bi_told": {"architecture": "bidirectional", "skip_input": True, "positions": "from_start", "norm": "post"},
 }
 ASKED = 1000
 FUZZED = int(os.environ.get("SKIPREC_FUZZED", "300"))
@@ -50,15 +51,21 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     synthesize_logs(folder / "logs", sessions=150, items=200, seed=1, progress=False)
     prepare_logs([folder / "logs"], folder / "data", progress=False)
-    small = ("dim=8", "n_heads=2", "n_negatives=20", "max_epochs=1", "patience=0", "learning_rate=0.01")
+    dataset = load_dataset(folder / "data")
     for kind, config in KINDS.items():
-        options = [f"--set={setting}" for setting in (*small, *config)]
-        done = run(folder, "skiprec", "train", "data", "--out", kind, "--device", "cpu", *options)
-        assert done.returncode == 0, done.stderr
-        # A process of its own: torch.export hands in sizes that the test run's checks of types take for no integers.
-        made = run(folder, "study", "export", "--run", kind, "--out", f"{kind}-model", "--torch-export")
-        assert made.returncode == 0, made.stderr
-        assert made.stdout.startswith(f"wrote {kind}-model\nnext: skiprec recommend {kind}-model --session ")
+        own = Run(dataset, small_config(max_epochs=1, patience=0, learning_rate=0.01, **config), folder / kind)
+        list(own.epochs())
+        own.finish()
+    # A process of its own: torch.export hands in sizes that the test run's checks of types take for no integers.
+    code = f"""
+from pathlib import Path
+from study.export import export_run
+for kind in {list(KINDS)}:
+    print(*export_run(Path(kind), Path(kind + "-model"), program=True))
+"""
+    made = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.splitlines() == [f"wrote {kind}-model" for kind in KINDS]
     return folder
 
 

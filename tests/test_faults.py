@@ -135,7 +135,8 @@ def test_workers_are_killed_in_mid_trial_and_every_cell_is_done_once(where, data
     trials = assert_whole(where, CELLS)
     assert len(trials) <= CELLS + KILLS
     hit = [n for n in killed if trials[n].state == TrialState.FAIL]
-    assert len(hit) > KILLS // 2  # a few had just come to their end
+    print(f"{len(hit)} of {KILLS} kills hit a trial in its midst; {len(trials) - CELLS} attempts more than cells")
+    assert len(hit) >= 2 * KILLS // 3  # a few had just come to their end
     for number in hit:
         cell = trials[number].user_attrs["cell"]
         after = next(t for t in trials if t.user_attrs["cell"] == cell and t.number > number)
@@ -189,10 +190,9 @@ def test_a_study_that_is_told_to_stop_at_any_moment_stops_soon_and_loses_nothing
         assert time.monotonic() - told < SECONDS_TO_STOP, errors
         assert process.returncode != 1, errors
         assert not at_work(where, epochs=0)
-    rest = run(
-        tmp_path, "study", "run", "tiny.toml", "--data", data, "--workers", WORKERS, "--device", "cpu", *at(where)
-    )
-    assert rest.returncode == 0, rest.stderr
+    rest = start(where, data, tmp_path)
+    _, errors = rest.communicate(timeout=1200)
+    assert rest.returncode == 0, errors
     assert_whole(where, CELLS)
 
 

@@ -1,5 +1,6 @@
 """Reading raw logs: what is accepted, and what each kind of bad input is told."""
 
+import datetime
 import gzip
 import random
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import skiprec.logs
 from skiprec.errors import DatasetError
 from skiprec.events import NO_FLAG, NOT_NESTED, SKIP_LEVEL, Events
-from skiprec.logs import find_logs, read_logs
+from skiprec.reading import find_logs, read_logs
 from skiprec.schema import LOG_COLUMNS
 
 HEADER = ",".join(LOG_COLUMNS)
@@ -206,6 +207,23 @@ def test_a_whole_number_may_be_written_in_several_ways(tmp_path, position):
     assert row_by_row(events)["position"] == [1, 2]
 
 
+@pytest.mark.parametrize("date", ["2018-07-15", "15-07-18", "15-07-2018", "15/07/18", "15/07/2018"])
+def test_a_date_may_be_written_in_several_ways(tmp_path, date):
+    """The day first where the year is not, as in the excerpts that are passed around."""
+    events = read(write_log(tmp_path / "log.csv", [log_row(date=date)]))
+    assert events.runs.date.tolist() == [(datetime.date(2018, 7, 15) - datetime.date(1970, 1, 1)).days]
+
+
+def test_a_path_in_the_place_of_the_first_columns_name_is_taken_for_it(tmp_path):
+    """Where all other columns are MSSD's, in order; else it is a column that is not there."""
+    path = write_log(tmp_path / "log.csv", [log_row(session="s1")])
+    path.write_text(path.read_text().replace("session_id,", "home/logs/log_0.csv,", 1))
+    assert read(path).session_ids.to_pylist() == ["s1"]
+    path.write_text(path.read_text().replace("premium,", "paid,", 1))
+    with pytest.raises(DatasetError, match="row 1: no column session_id"):
+        read(path)
+
+
 def test_a_line_may_be_longer_than_a_block(tmp_path):
     rows = [log_row("a", 1), log_row("a", 2, premium="x" * 5_000_000), log_row("a", 3, item="y" * 2_000_000)]
     events = read(write_log(tmp_path / "log.csv", rows))
@@ -235,8 +253,8 @@ def test_an_empty_last_field_that_is_not_read_is_a_field(tmp_path):
         (log_row(item=""), "track_id_clean is missing, expected a text"),
         (log_row(item="NaN"), "track_id_clean is 'NaN', expected a text"),
         (log_row(context=""), "context_type is missing, expected a text"),
-        (log_row(date="15-07-18"), "date is '15-07-18', expected a day as YYYY-MM-DD"),
-        (log_row(date="15/07/2018"), "date is '15/07/2018', expected a day as YYYY-MM-DD"),
+        (log_row(date="15-07/18"), "date is '15-07/18', expected a day as YYYY-MM-DD"),
+        (log_row(date="31/06/2018"), "date is '31/06/2018', expected a day as YYYY-MM-DD"),
         (log_row(date="2018-02-30"), "date is '2018-02-30', expected a day as YYYY-MM-DD"),
         (log_row(date=""), "date is missing, expected a day as YYYY-MM-DD"),
         (

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from test_logs import HEADER, log_row, log_session, write_log
 
+from skiprec.digests import table_digests
 from skiprec.errors import ConfigError, DatasetError, OutputError
-from skiprec.prepare import Manifest, PrepareConfig, prepare_logs, table_digests
+from skiprec.prepare import Manifest, PrepareConfig, prepare_logs
 from skiprec.schema import ITEMS, SESSIONS
 from skiprec.synthetic import synthesize_logs
 

@@ -5,7 +5,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import create_trial
 
-from skiprec.randomness import derive_seed
+from skiprec.seeds import derive_seed
 from study.queue import FIRST_AGAIN
 from study.sampler import WithinArm
 from study.space import Recipe

@@ -74,7 +74,7 @@ def run(alone, folder, *arguments):
     return done.stdout
 
 
-def test_the_wheel_prepares_trains_and_evaluates_with_the_trainers_packages_alone(alone, tmp_path):
+def test_the_wheel_prepares_trains_evaluates_and_recommends_with_the_trainers_packages_alone(alone, tmp_path):
     """And what only studies need is really not there."""
     for name in sorted(OF_STUDIES):
         found = run(alone, tmp_path, "-c", f"import importlib.util; print(importlib.util.find_spec('{name}'))")
@@ -85,3 +85,12 @@ def test_the_wheel_prepares_trains_and_evaluates_with_the_trainers_packages_alon
     small = [f"--set={s}" for s in ("dim=8", "n_heads=2", "n_negatives=20", "max_epochs=1", "patience=0")]
     assert "chose epoch 1" in run(alone, tmp_path, *skiprec, "train", "data", "--out", "run", *small)
     assert "val/hr_at_10" in run(alone, tmp_path, *skiprec, "evaluate", "run")
+    assert run(alone, tmp_path, *skiprec, "recommend", "run", "--session", "what").startswith(
+        "unknown, and left out: what"
+    )
+    rows = "".join(
+        f"u{u}\t2009-05-04T23:{t:02}:00Z\t\tan artist\t\tsong {u + t}\n" for u in range(9) for t in range(10)
+    )
+    (tmp_path / "plays.tsv").write_text(rows)
+    made = run(alone, tmp_path, *skiprec, "prepare", "plays.tsv", "--columns", "lastfm_1k", "--out", "plays")
+    assert made.startswith("9 sessions kept, 18 items, 90 plays")

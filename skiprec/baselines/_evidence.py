@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skiprec.baselines._lists import distinct
 from skiprec.dataset import Sessions
-from skiprec.randomness import counter_bits
+from skiprec.seeds import counter_bits
 
 # B sessions at a time, T positions, C candidates a session, A of these and of the inputs, R items in the catalogue and
 # padding, N places of evidence.

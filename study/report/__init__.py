@@ -11,7 +11,6 @@ import optuna
 import pandas as pd
 import tomli_w
 
-from skiprec.errors import StudyError
 from skiprec.files import new_folder, refuse_existing
 from study.analysis import DoneCell, analyse
 from study.report._blocks import Table
@@ -20,8 +19,8 @@ from study.report._page import best_toml, sections, top
 from study.report._render import html_page, markdown_environment, markdown_page, markdown_table, markdown_text
 from study.report._summary import finite, summary, tables
 from study.sending import find_run
-from study.storage import CONFIRM, Places, has_study, open_study
-from study.tracking import log_report, open_tracker, read_ranks, study_errors
+from study.storage import Places
+from study.tracking import log_report, read_ranks, study_errors, tracked_study
 
 __all__ = ["Table", "markdown_environment", "markdown_table", "markdown_text", "note", "report_study", "write_report"]
 
@@ -43,19 +42,12 @@ def report_study(where: Places, name: str | None, out: Path) -> list[Path]:
     """
     refuse_existing(out)
     with study_errors(where):
-        study = open_study(where, name)
-        if "confirms" in study.user_attrs:
-            study = open_study(where, study.user_attrs["confirms"])
-        confirming = f"{study.study_name}{CONFIRM}"
-        if study.user_attrs["parent_run"] is None:
-            raise StudyError(
-                f"study {study.study_name} was made --offline: `study sync` first, as its report is kept in MLflow too"
-            )
-        client, experiment = open_tracker(where), study.user_attrs["experiment_id"]
+        study, confirming, client = tracked_study(where, name)
+        experiment = study.user_attrs["experiment_id"]
         paths = write_report(
             study,
             out,
-            confirming=open_study(where, confirming) if has_study(where, confirming) else None,
+            confirming=confirming,
             read_ranks=lambda run: read_ranks(client, run.run_id or find_run(client, experiment, run.run_key), "test"),
         )
         log_report(client, study.user_attrs["parent_run"], out, note(out))

@@ -1,0 +1,164 @@
+"""Which log files there are, how they are to be read, and all their rows in one table."""
+
+import dataclasses
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from skiprec.columns import PACKED, SUFFIXES, ColumnMap, load_map, without_defaults
+from skiprec.errors import ConfigError, DatasetError
+from skiprec.events import Events, Gatherer, Order, Rows
+from skiprec.logs import read_log
+from skiprec.mapping import BAD, SECOND, read_mapped
+from skiprec.numbering import Codes
+from skiprec.pseudonyms import key_check, pseudonyms
+
+MSSD = load_map("mssd")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """How logs are read."""
+
+    columns: ColumnMap = MSSD
+    """What their columns mean."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """What is done with a row that is not as it should be."""
+    bad_rows_at_most: float = 0.01
+    """The share of all rows that may be left out so, before the logs are refused after all."""
+    key: bytes | None = field(default=None, repr=False)
+    """With which ids are replaced by pseudonyms, if at all."""
+    hash_items: bool = False
+    """Whether items' ids are replaced too: recommendations then name pseudonyms."""
+
+    def __post_init__(self) -> None:
+        if self.on_bad_row not in ("refuse", "skip"):
+            raise ConfigError(f"--on-bad-row is '{self.on_bad_row}', expected refuse or skip")
+        if not 0 <= self.bad_rows_at_most < 1:
+            raise ConfigError(f"--bad-rows-at-most is {self.bad_rows_at_most:g}, expected 0 or more and less than 1")
+        if self.hash_items and self.key is None:
+            raise ConfigError("--pseudonymise-items goes with --pseudonymise KEYFILE")
+
+    @property
+    def order(self) -> Order:
+        """What positions mean."""
+        gap = round(60 * SECOND * self.columns.gap_minutes) if self.columns.gap_minutes else None
+        return Order(by_position=self.columns.order_by == "position", gap=gap)
+
+    def about(self) -> dict[str, Any]:
+        """What the manifest says of it: never the key."""
+        told: dict[str, Any] = {"columns": without_defaults(self.columns), "on_bad_row": self.on_bad_row}
+        if self.key is not None:
+            told["pseudonyms"] = ["sessions", "items"] if self.hash_items else ["sessions"]
+            told["key_check"] = key_check(self.key)
+        return told
+
+    def read(self, path: Path, contexts: Codes, advance: Callable[[int], object]) -> Iterator[Rows]:
+        """One file's checked rows, block by block.
+
+        Raises:
+            DatasetError: With file and row.
+        """
+        if self.columns == MSSD and self.on_bad_row == "refuse":
+            blocks = read_log(path, contexts, advance=advance)
+        else:
+            leave_bad_out = self.on_bad_row == "skip"
+            blocks = read_mapped(path, self.columns, contexts, leave_bad_out=leave_bad_out, advance=advance)
+        for rows in blocks:
+            if self.key is not None:
+                rows = dataclasses.replace(
+                    rows,
+                    session_id=pseudonyms(rows.session_id, self.key, "session"),
+                    item_id=pseudonyms(rows.item_id, self.key, "item") if self.hash_items else rows.item_id,
+                )
+            yield rows
+
+
+def find_logs(paths: Sequence[str | Path], columns: ColumnMap = MSSD) -> list[Path]:
+    """The log files that are meant: files, globs, and the files of the map's format in folders. Each file once.
+
+    Raises:
+        DatasetError: If one of the paths leads to no file.
+    """
+    suffixes = tuple(suffix + packed for suffix in SUFFIXES[columns.format] for packed in PACKED)
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if os.path.isdir(path):
+            names = sorted(p for p in Path(path).iterdir() if p.name.endswith(suffixes) and p.is_file())
+            expected = f"a *{suffixes[0]} or *{suffixes[1]} file in this folder"
+        elif os.path.exists(path):
+            names, expected = [Path(path)], ""
+        else:
+            names = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
+            expected = "a log file, a folder of them, or a pattern such as 'logs/*.csv.gz'"
+        if not names:
+            raise DatasetError(f"{path}: found nothing, expected {expected}")
+        found |= {name.resolve(): name for name in names if name.resolve() not in found}
+    if not found:
+        raise DatasetError("no log was named, expected at least one file, folder or pattern")
+    return list(found.values())
+
+
+def read_logs(files: Sequence[Path], reading: Reading | None = None, *, progress: bool = True) -> Events:
+    """Read all files into one table, in any order of files and rows.
+
+    Args:
+        files: As find_logs gives them.
+        reading: How; MSSD's CSV files by default.
+        progress: Show a bar of bytes, where there is a terminal.
+
+    Raises:
+        DatasetError: At the first thing that is not as it should be, with file and row.
+    """
+    reading = reading or Reading()
+    gatherer = Gatherer(reading.order)
+    if not reading.order.by_position:  # where times are equal, files' names decide, and not how they were named
+        files = sorted(files, key=lambda file: (file.name, str(file)))
+    with tqdm(
+        total=sum(os.stat(file).st_size for file in files if file.exists()),
+        desc="reading logs",
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,
+    ) as bar:
+        for file in files:
+            for rows in made_ahead(reading.read(file, gatherer.contexts, bar.update)):
+                gatherer.add(rows)
+            gatherer.end_file(file)
+    refuse_too_many_bad(gatherer, reading)
+    return gatherer.finish()
+
+
+def refuse_too_many_bad(gatherer: Gatherer, reading: Reading) -> None:
+    """Refuse logs of which too large a part was left out, or nothing is left.
+
+    Raises:
+        DatasetError: With the numbers of rows by what is wrong with them.
+    """
+    bad = {reason: n for reason, n in gatherer.left_out.items() if reason.startswith(BAD)}
+    n_bad, n = sum(bad.values()), gatherer.item.n
+    why = ", ".join(f"{n:,} {reason.removeprefix(BAD)}" for reason, n in sorted(bad.items()))
+    files = ", ".join(str(path) for path, _ in gatherer.sources[:3]) + (", ..." if len(gatherer.sources) > 3 else "")
+    if n_bad > reading.bad_rows_at_most * (n + n_bad):
+        raise DatasetError(
+            f"{files}: {n_bad:,} of {n + n_bad:,} rows are bad ({why}), expected at most "
+            f"{reading.bad_rows_at_most:.1%}; see what is wrong with --on-bad-row refuse, or allow more with "
+            "--bad-rows-at-most"
+        )
+    if not n:
+        raise DatasetError(f"{files}: no row is left ({sum(gatherer.left_out.values()):,} were left out)")
+
+
+def made_ahead(blocks: Iterator[Rows]) -> Iterator[Rows]:
+    """The same blocks; while one is used, the next one is made on another thread."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = thread.submit(next, blocks, None)
+            yield block
