@@ -96,7 +96,7 @@ def load_checkpoint(path: Path, *, dataset_digest: str | None = None) -> tuple[d
         is_whole = file_format != FORMAT or head(tensors, about) == start
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}), expected a checkpoint") from error
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged from error
     if file_format != FORMAT:
         raise CheckpointError(f"{path}: has format {file_format}, this version reads format {FORMAT}")

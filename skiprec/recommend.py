@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skiprec.best_items import Best, best_items
 from skiprec.device import one_thread
-from skiprec.errors import RequestError
+from skiprec.errors import CheckpointError, RequestError
 from skiprec.model import SequenceEncoder
 from skiprec.model_folder import MODEL, read_model
 from skiprec.requests import Session, checked_count, checked_session
@@ -43,8 +43,19 @@ class Recommended:
 
 
 def served(path: Path) -> Path | None:
-    """The model's folder: in what `study export` wrote, or the path itself where it is one; else None."""
-    return next((p for p in (path, path / "data" / "model") if (p / MODEL).exists()), None)
+    """The model's folder: in what `study export` wrote, or the path itself where it is one; else None.
+
+    Raises:
+        CheckpointError: If it leads out of what was exported.
+    """
+    if (path / MODEL).exists():
+        return path
+    folder = path / "data" / "model"
+    if not (folder / MODEL).exists():
+        return None
+    if folder.resolve() != path.resolve() / "data" / "model":
+        raise CheckpointError(f"{folder}: leads to {folder.resolve()}, outside of {path}; expected a folder in it")
+    return folder
 
 
 class Recommender:

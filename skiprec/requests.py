@@ -52,7 +52,7 @@ def checked_session(session: object, where: str, skip_threshold: int) -> tuple[l
     if not items:
         raise RequestError(f"{where}: items is empty, expected at least one id")
     for position, item in enumerate(items, start=1):
-        if not isinstance(item, str):
+        if not isinstance(item, str) or not is_unicode(item):
             raise RequestError(f"{where}, position {position}: the item is {shown(item)}, expected an id as text")
     if levels is None:
         return items, [0] * len(items)
@@ -76,6 +76,15 @@ def listed(values: object, what: str) -> list[Any]:
     if not isinstance(values, list | tuple):
         raise RequestError(f"{what} is {shown(values)}, expected a list")
     return list(values)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be written at all: half a surrogate pair, which JSON may hold, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def checked_level(level: object, where: str, skip_threshold: int) -> int:

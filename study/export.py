@@ -20,18 +20,19 @@ from skiprec.errors import CheckpointError
 from skiprec.files import new_folder, refuse_existing, write_file
 from skiprec.model import SequenceEncoder
 from skiprec.model_folder import write_model
-from skiprec.recommend import scores_of_indices
+from skiprec.recommend import Recommender, scores_of_indices
 from skiprec.run import BEST, METRICS, load_model, read_record
 from study.analysis import Analysis, analyse, percent
 from study.model_card import Candidate, card, confirmed_rates, group_rates, validation_rates
 from study.sending import find_run
-from study.serving import SIGNATURE, _load_pyfunc
+from study.serving import SIGNATURE, Served
 from study.storage import Places
 from study.tracking import read_ranks, study_errors, tracked_study
 
 MODULES = (
     "__init__",
     "best_items",
+    "checking",
     "checkpoint",
     "device",
     "errors",
@@ -188,7 +189,7 @@ def write(candidate: Candidate, out: Path, program: bool) -> None:
         write_model(
             folder, candidate.model, from_flat(dict(candidate.config)).model, ids, about=about | origin_of(), **sizes
         )
-        _load_pyfunc(str(folder)).predict(example(ids), {"k": 1})
+        Served(Recommender.load(folder)).predict(example(ids), {"k": 1})
         mlflow.pyfunc.save_model(
             path=str(beside),
             loader_module="study.serving",

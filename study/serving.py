@@ -1,6 +1,7 @@
 """An exported model as MLflow loads and asks it. Needs `skiprec.recommend` and nothing of studies or training."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
-from skiprec.errors import RequestError
+from skiprec.errors import CheckpointError, RequestError
 from skiprec.recommend import Recommender
 from skiprec.requests import Session, shown
 
@@ -79,5 +80,17 @@ def sessions_of(rows: object) -> list[Session]:
 
 
 def _load_pyfunc(data_path: str) -> Served:
-    """What MLflow calls with the model's folder."""
-    return Served(Recommender.load(data_path))
+    """What MLflow calls with the model's folder, as MLmodel names it.
+
+    Raises:
+        CheckpointError: If that leads out of the exported model, or the model is damaged.
+    """
+    folder = Path(data_path)
+    if ".." in folder.parts or not (folder.parent.parent / "MLmodel").exists():
+        raise CheckpointError(
+            f"{folder}: MLmodel leads outside of its own folder; expected its `data` to be data/model"
+        )
+    recommender = Recommender.load(folder)
+    for n in (1, 2):  # loops are compiled here and not while somebody waits
+        recommender.recommend_many([Session(recommender.item_ids[:1])] * n, k=1)
+    return Served(recommender)

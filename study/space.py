@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import optuna
 
-from skiprec.config import SETTINGS, Value, checked, flatten, from_flat, read_toml, unknown
+from skiprec.checking import checked, unknown
+from skiprec.config import SETTINGS, Value, flatten, from_flat, read_toml
 from skiprec.errors import ConfigError
 from skiprec.model import ModelConfig
 from skiprec.trainer import SELECTED_BY, TrainConfig

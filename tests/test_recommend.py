@@ -2,10 +2,7 @@
 
 import contextlib
 import dataclasses
-import json
 import os
-import pickle
-import shutil
 
 import numpy as np
 import pytest
@@ -15,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skiprec.dataset import held_out
-from skiprec.errors import CheckpointError, RequestError
+from skiprec.errors import RequestError
 from skiprec.evaluation import ModelScorer
 from skiprec.model import SequenceEncoder
-from skiprec.model_folder import ITEMS, MODEL, write_model
 from skiprec.recommend import Recommender
 from skiprec.requests import Session, parse_session, read_sessions
 
@@ -56,16 +52,6 @@ def sessions_of(dataset, split="test"):
 @pytest.fixture(scope="module")
 def recommender(dataset):
     return made(dataset)[1]
-
-
-@pytest.fixture
-def folder(dataset, tmp_path):
-    """A model's folder, and its encoder."""
-    model, _ = made(dataset)
-    config = dataclasses.replace(small_config().model, init="torch")
-    sizes = {"max_length": dataset.max_length, "skip_threshold": 2}
-    write_model(tmp_path, model, config, dataset.item_ids(), about={"dataset_digest": "d"}, **sizes)
-    return tmp_path
 
 
 @pytest.mark.parametrize("config", KINDS)
@@ -198,78 +184,6 @@ def test_sessions_from_a_file_are_checked_line_by_line(tmp_path, line, message):
         read_sessions(path)
     path.write_text('{"items": ["a", "b"], "skip_levels": [0, 2]}\n{"items": ["c"]}\n')
     assert read_sessions(path) == [Session(["a", "b"], [0, 2]), Session(["c"], None)]
-
-
-def test_a_models_folder_gives_the_same_scores(dataset, folder):
-    before, after = made(dataset)[1], Recommender.load(folder)
-    for one, other in zip(
-        before.recommend_many(sessions_of(dataset)), after.recommend_many(sessions_of(dataset)), strict=True
-    ):
-        assert one == other
-    assert after.about["dataset_digest"] == "d"
-
-
-def test_a_pickle_that_is_called_safetensors_is_refused_and_not_run(folder):
-    """Its contents would write a file."""
-
-    class Hostile:
-        def __reduce__(self):
-            return os.mkdir, (str(folder / "run"),)
-
-    (folder / MODEL).write_bytes(pickle.dumps(Hostile()))
-    with pytest.raises(CheckpointError, match=rf"{MODEL}: damaged"):
-        Recommender.load(folder)
-    assert not (folder / "run").exists()
-
-
-@pytest.mark.parametrize("length", [0, 5, 2**20, 2**40, 2**63 - 1])
-def test_a_header_that_lies_about_its_length_is_refused(folder, length):
-    content = (folder / MODEL).read_bytes()
-    (folder / MODEL).write_bytes(length.to_bytes(8, "little") + content[8:])
-    with pytest.raises(CheckpointError, match=rf"{MODEL}: damaged"):
-        Recommender.load(folder)
-
-
-@pytest.mark.parametrize("name", [MODEL, ITEMS])
-def test_a_file_that_lies_outside_of_the_folder_is_refused(folder, name, tmp_path_factory):
-    """By a link, as a path that climbs out."""
-    outside = tmp_path_factory.mktemp("outside")
-    shutil.move(folder / name, outside / name)
-    (folder / name).symlink_to(outside / name)
-    with pytest.raises(CheckpointError, match=rf"{name}: leads to .*, outside of the model's folder"):
-        Recommender.load(folder)
-
-
-def test_another_list_of_items_is_refused(folder):
-    ids = json.loads((folder / ITEMS).read_text())
-    (folder / ITEMS).write_text(json.dumps(ids[::-1]))
-    with pytest.raises(CheckpointError, match=rf"{ITEMS}: is not the list of items that {MODEL} was made with"):
-        Recommender.load(folder)
-    (folder / ITEMS).unlink()
-    with pytest.raises(CheckpointError, match=rf"{ITEMS}: cannot be read"):
-        Recommender.load(folder)
-
-
-@pytest.mark.parametrize("change", [{"n_items": 10**12}, {"max_length": 10**9}, {"dim": 10**6}, {"n_heads": 3}])
-def test_a_whole_file_whose_parts_do_not_fit_together_is_refused_before_anything_large_is_made(
-    dataset, tmp_path, change, monkeypatch
-):
-    """Checksums are no signatures: anyone can write a file with a good one."""
-    model, _ = made(dataset)
-    write = "skiprec.model_folder.save_checkpoint"
-    from skiprec.checkpoint import save_checkpoint
-
-    def lying(path, tensors, about):
-        own = about | {k: v for k, v in change.items() if k in about}
-        own["model"] = about["model"] | {k: v for k, v in change.items() if k in about["model"]}
-        save_checkpoint(path, tensors, own)
-
-    monkeypatch.setattr(write, lying)
-    config = small_config().model
-    sizes = {"max_length": dataset.max_length, "skip_threshold": 2}
-    write_model(tmp_path, model, config, dataset.item_ids(), about={"dataset_digest": "d"}, **sizes)
-    with pytest.raises(CheckpointError, match=rf"{MODEL}: is not a model"):
-        Recommender.load(tmp_path)
 
 
 scraps = st.recursive(
