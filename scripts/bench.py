@@ -2,6 +2,7 @@
 
 python scripts/bench.py                      the project, plain PyTorch, the floor, and what a run and a study add
 python scripts/bench.py --peers              RePlay, RecTools and RecBole too, each in an environment made on demand
+python scripts/bench.py --only serving       requests, beside PyTorch and Faiss and the reading of the item table
 python scripts/bench.py --quick --sizes 2000 seconds: does everything work? Its figures mean nothing
 
 Subjects are programs of their own (scripts/bench_subjects/), run one after the other, round after round, so that a
@@ -44,6 +45,8 @@ class Subject:
     """Which requirements-NAME.txt; empty for the one that runs this."""
     most_items: int = LARGE
     """Not run at more: it would not fit the memory of a usual machine, or take hours."""
+    group: str = ""
+    """A name by which --only takes several."""
     any_size: bool = True
     """False: what it measures does not depend on the catalogue, so it is run once a round."""
 
@@ -53,6 +56,7 @@ SESSION = (("train", "session"),)
 CANDIDATES, CATALOGUE = ("evaluate", "candidates"), ("evaluate", "catalogue")
 BOUND = (("bound", "session"), ("bound", "shared"))
 OVERHEAD = (("overhead", "session"),)
+SERVE = (("serve", "one"), ("serve", "batch"))
 
 
 def subject(name: str, title: str, program: str, measures: tuple, **others) -> Subject:
@@ -86,6 +90,9 @@ ALL = (
         most_items=SMALL,
     ),
     subject("baselines", "all six baselines, a split", "baselines.py", (("evaluate", "baselines"),)),
+    subject("serving", "skiprec, a request", "serving.py", SERVE, group="serving"),
+    subject("serving-plain", "plain PyTorch, matmul and topk", "serving_plain.py", SERVE, group="serving"),
+    subject("serving-faiss", "Faiss IndexFlatIP", "peer_faiss.py", SERVE, group="serving", environment="faiss"),
     subject("train-overhead", "`skiprec train`", "train_overhead.py", OVERHEAD, any_size=False),
     subject("study-overhead", "a trial of a study", "study_overhead.py", OVERHEAD, any_size=False),
 )
@@ -111,7 +118,7 @@ class Goal:
 def main() -> None:
     """Run, print, write."""
     options = read_options()
-    subjects = [s for s in ALL if s.name in options.only] if options.only else list(ALL)
+    subjects = [s for s in ALL if {s.name, s.group} & set(options.only)] if options.only else list(ALL)
     if not options.only and not options.peers:
         subjects = [s for s in subjects if not s.environment]
     pythons = environments({s.environment for s in subjects})
@@ -133,7 +140,7 @@ def main() -> None:
 def read_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [s.name for s in ALL]
+    names = [s.name for s in ALL]  # every group is named after one of them
     parser.add_argument("--peers", action="store_true", help="the peers that pip has to install, too")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="of " + ",".join(names))
     parser.add_argument("--sizes", type=lambda text: [int(n) for n in text.split(",")], help="items, by commas")
@@ -233,12 +240,11 @@ def row_of(subject: Subject, measure: str, mode: str, items: int, results: list[
 
 
 def add_ratios(rows: list[dict]) -> None:
-    """Beside each row how many times as fast the project is at the same size, measure and, in training, mode."""
+    """Beside each row how many times as fast the project is at the same size, measure and, but in evaluation, mode."""
     for row in rows:
-        mode = "shared" if row["mode"] == "shared" else "session"
-        own = find(
-            rows, "skiprec", row["measure"], "candidates" if row["measure"] == "evaluate" else mode, row["items"]
-        )
+        mode = {"train": "shared" if row["mode"] == "shared" else "session", "evaluate": "candidates"}
+        subject = "serving" if row["measure"] == "serve" else "skiprec"
+        own = find(rows, subject, row["measure"], mode.get(row["measure"], row["mode"]), row["items"])
         row["ratio"] = divided(value(own, "sessions_per_second"), value(row, "sessions_per_second"))
 
 
@@ -299,6 +305,14 @@ def goals_of(rows: list[dict]) -> list[Goal]:
     goals.append(Goal(f"peak memory at {LARGE:,} items, GB", "at most", 2.8, peak_gb))
     seconds = value(find(rows, "baselines", "evaluate", "baselines", LARGE), "seconds")
     goals.append(Goal(f"all six baselines at {LARGE:,} items, seconds a split", "at most", 600, seconds))
+    one = find(rows, "serving", "serve", "one", LARGE)
+    for name, title in (("p99_seconds", "99th percentile"), ("step_seconds", "median")):
+        ratio = divided(value(one, name), value(one, "reading_seconds"))
+        goals.append(Goal(f"a request at {LARGE:,} items, {title}, over a reading of the table", "at most", 1.3, ratio))
+    for subject, title in (("serving-plain", "plain PyTorch"), ("serving-faiss", "Faiss")):
+        for mode, of in (("one", "a request of one session"), ("batch", "of 128")):
+            ratio = divided(rate("serving", mode, LARGE, "serve"), rate(subject, mode, LARGE, "serve"))
+            goals.append(Goal(f"{of} against {title}, {LARGE:,} items", "at least", 1, ratio))
     for subject, title, most in (
         ("train-overhead", "`skiprec train` over the bare step loop, validation apart", 1.03),
         ("study-overhead", "a study's time per trial besides training, seconds", 0.3),
@@ -313,6 +327,8 @@ def table_of_rows(rows: list[dict]) -> str:
     columns = {
         "sessions/s": ("sessions_per_second", 1, ",.0f"),
         "step ms": ("step_seconds", 1000, ",.1f"),
+        "p99 ms": ("p99_seconds", 1000, ",.1f"),
+        "reading ms": ("reading_seconds", 1000, ",.1f"),
         "peak MiB": ("peak_mib", 1, ",.0f"),
         "ratio": ("ratio", 1, ",.2f"),
         "others %": ("others_share", 100, ".0f"),
@@ -328,10 +344,11 @@ def table_of_rows(rows: list[dict]) -> str:
             notes = f"{row['figure']:.3f} {notes}"
         lines.append((f"{row['items']:,}", row["measure"], row["mode"], row["title"], *texts, notes))
     legend = (
-        "ratio: the project's sessions a second over the row's. others: share of the cores that other programs took "
+        "ratio: the project's sessions a second over the row's. reading: of the item table, once, in the same process "
+        "between requests, whose step is their median. others: share of the cores that other programs took "
         "meanwhile; figures from a busy machine (10 and more) are not to be believed, the floor's least of all."
     )
-    return aligned(lines, right=(0, 4, 5, 6, 7, 8)) + "\n" + legend
+    return aligned(lines, right=(0, *range(4, 4 + len(columns)))) + "\n" + legend
 
 
 def table_of_goals(goals: list[Goal]) -> str:

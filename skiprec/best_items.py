@@ -19,6 +19,8 @@ from skiprec.row_kernels import compiled, over_rows
 
 ROWS_AT_ONCE = 4096
 """Where several sessions share a pass over the table: few enough for their scores to stay in the cache."""
+ROWS_OF_A_THREAD = 1 << 14
+"""Fewer are looked through by one thread: waking another would take longer."""
 SCORES_AT_ONCE = 1 << 25
 """Scores that are held at once on other devices: 128 MiB."""
 NOWHERE = np.iinfo(np.int64).max
@@ -76,7 +78,7 @@ def best_by_parts(
     threads: int,
 ) -> list[Best]:
     """Each thread looks through its part of the table; what they keep is then put in order."""
-    parts, B = min(threads, len(table)), len(queries)
+    parts, B = min(threads, -(-len(table) // ROWS_OF_A_THREAD)), len(queries)
     scores = np.full((parts, B, k), -np.inf, dtype=np.float32)
     places = np.full((parts, B, k), NOWHERE)
     rows, own = table.numpy(), queries.numpy()

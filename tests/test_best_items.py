@@ -1,5 +1,6 @@
 """The best items in one pass over the table: those of a full sort, whoever shares the work."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -25,6 +26,15 @@ def sorted_out(table, queries, left_out, k):
     return found
 
 
+@contextlib.contextmanager
+def patched(**values):
+    """Constants of the module meanwhile: Hypothesis allows no fixture that does so once for all examples."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setattr(skiprec.best_items, name, value)
+        yield
+
+
 @st.composite
 def questions(draw):
     """Small whole numbers: sums are exact, and many scores are equal."""
@@ -38,32 +48,35 @@ def questions(draw):
 @given(asked=questions(), threads=st.integers(1, 4), rows_at_once=st.integers(1, 50))
 def test_the_best_are_those_of_a_full_sort(asked, threads, rows_at_once):
     """In their order, ties too; for one query and for many, by any number of threads, in blocks of any size."""
-    before = skiprec.best_items.ROWS_AT_ONCE
-    skiprec.best_items.ROWS_AT_ONCE = rows_at_once
-    try:
+    table, queries, left_out, k = asked
+    with patched(ROWS_AT_ONCE=rows_at_once, ROWS_OF_A_THREAD=1):
         assert best_items(*asked, threads=threads) == sorted_out(*asked)
-        table, queries, left_out, k = asked
         one = best_items(table, queries[:1], left_out[:1], k, threads=threads)
-        assert one == sorted_out(table, queries[:1], left_out[:1], k)
-    finally:
-        skiprec.best_items.ROWS_AT_ONCE = before
+    assert one == sorted_out(table, queries[:1], left_out[:1], k)
 
 
 @given(asked=questions(), scores_at_once=st.integers(1, 100))
 def test_other_devices_find_the_same_scores(asked, scores_at_once):
     """By the form that needs no compiled loop, here in double precision on the CPU; equal ones are in any order."""
     table, queries, left_out, k = asked
-    before = skiprec.best_items.SCORES_AT_ONCE
-    skiprec.best_items.SCORES_AT_ONCE = scores_at_once
-    try:
+    with patched(SCORES_AT_ONCE=scores_at_once):
         found = best_items(table.double(), queries.double(), left_out, k)
-    finally:
-        skiprec.best_items.SCORES_AT_ONCE = before
     for (places, scores), (_, expected), out, query in zip(found, sorted_out(*asked), left_out, queries, strict=True):
         assert scores == expected
         assert (table[places] @ query).tolist() == expected
         assert not set(places) & set(out)
         assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_each_thread_has_a_part_that_is_worth_it(threads, monkeypatch):
+    """Of 7 rows, 3 a thread: at most three threads; every row is in one part."""
+    parts = []
+    monkeypatch.setattr("skiprec.best_items.ROWS_OF_A_THREAD", 3)
+    monkeypatch.setattr("skiprec.best_items.search_rows", lambda *given: parts.append(given[3:5]))
+    best_items(torch.ones(7, 2), torch.ones(1, 2), [[]], 1, threads=threads)
+    assert len(parts) == min(threads, 3)
+    assert sorted(row for first, last in parts for row in range(first, last)) == list(range(7))
 
 
 @pytest.mark.parametrize("B", [1, 3])

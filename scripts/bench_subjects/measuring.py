@@ -31,6 +31,10 @@ N_TRAINED, N_EVALUATED = 128 * B, 16 * B
 """Sessions in memory; enough for training that their rows do not all stay in the caches."""
 N_CANDIDATES = 1000
 EVALUATED_AT_A_TIME = 256
+BEST = 20
+"""Items that a served session is answered with."""
+SERVED_AT_ONCE = 128
+"""Sessions of a batch that is served."""
 
 WARM_UP_STEPS = 4
 BLOCK_SECONDS = 0.4
@@ -43,9 +47,10 @@ class Task:
     items: int
     """Size of the catalogue; item indices are 1 to items."""
     measure: str
-    """train, evaluate, bound (the floor) or overhead."""
+    """train, evaluate, serve, bound (the floor) or overhead."""
     mode: str
-    """train: session, shared, position, catalogue, one. evaluate: candidates, catalogue, baselines."""
+    """train: session, shared, position, catalogue, one. evaluate: candidates, catalogue, baselines. serve: one, batch.
+    """
     seconds: float
     threads: int
     variant: str
@@ -55,7 +60,7 @@ def read_task() -> Task:
     """The command line of every subject."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--items", type=int, required=True)
-    parser.add_argument("--measure", choices=("train", "evaluate", "bound", "overhead"), default="train")
+    parser.add_argument("--measure", choices=("train", "evaluate", "serve", "bound", "overhead"), default="train")
     parser.add_argument("--mode", default="session")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -131,6 +136,57 @@ def clock(step: Callable[[int], int], seconds: float) -> dict[str, float]:
         "steps": done,
         "warm_up_seconds": warm_up,
     }
+
+
+def serve(task: Task, table: Tensor, ask: Callable[[int], object], sessions: int) -> dict[str, float]:
+    """Time requests one by one, each after a reading of the item table: what no exact answer can take less than.
+
+    Args:
+        task: Whose seconds.
+        table: (items, D); it is read by a sum with all threads.
+        ask: Answers request number i, from 0.
+        sessions: Of a request.
+
+    Returns:
+        Sessions a second at the median; the median (step_seconds), 99th percentile and least seconds of a request;
+        median and least of a reading; and the share of the machine's cores that other programs took meanwhile.
+    """
+    for i in range(3):
+        ask(i)
+        table.sum()
+    asked, read = [], []
+    start, others = time.perf_counter(), cpu_seconds_of_others()
+    while len(asked) < 10 or time.perf_counter() - start < task.seconds:
+        for times, work in ((read, table.sum), (asked, functools.partial(ask, len(asked)))):
+            before = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - before)
+    asked.sort()
+    return {
+        "sessions_per_second": sessions / statistics.median(asked),
+        "step_seconds": statistics.median(asked),
+        "p99_seconds": asked[math.ceil(0.99 * len(asked)) - 1],
+        "least_seconds": asked[0],
+        "reading_seconds": statistics.median(read),
+        "least_reading_seconds": min(read),
+        "others_share": others_share(start, others),
+        "requests": len(asked),
+    }
+
+
+def item_table(items: int) -> Tensor:
+    """(items, D) embeddings, the same for every subject that serves."""
+    return torch.empty(items, D).normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
+
+
+def served_queries(task: Task) -> Tensor:
+    """(n, D) predicted embeddings for subjects that have no encoder, enough for requests to differ."""
+    return torch.randn(32 * sessions_of_a_request(task), D, generator=torch.Generator().manual_seed(2))
+
+
+def sessions_of_a_request(task: Task) -> int:
+    """One, or a batch."""
+    return SERVED_AT_ONCE if task.mode == "batch" else 1
 
 
 def cpu_seconds_of_others() -> float:
