@@ -86,6 +86,8 @@ def prepare(
         hash_items=pseudonymise_items,
     )
     manifest = prepare_logs(logs, out, config=config, reading=reading, sample=(sample, seed) if sample else None)
+    for note, n in manifest.reading["notes"].items():
+        print(f"note: in {n:,} of {len(manifest.sources):,} files {note}")
     for reason, n in manifest.reading["left_out"].items():
         print(f"left out: {n:,} rows, {reason}")
     counts, dropped = manifest.counts, {reason: n for reason, n in manifest.dropped.items() if n}

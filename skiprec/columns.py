@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,8 +84,8 @@ class ColumnMap:
     """Of position: a column that says how many rows a session has."""
     date: str = ""
     """The day of a play, where it is not that of its time."""
-    context: str = ""
-    """The kind of list that was played from, or anything of few kinds."""
+    context: tuple[str, ...] = ()
+    """The kind of list that was played from, or anything of few kinds; of several columns, as with `item`."""
     skip: SkipMap = field(default_factory=SkipMap)
 
     def __post_init__(self) -> None:
@@ -92,6 +93,12 @@ class ColumnMap:
             raise ConfigError("expected one of session and user, as what tells sessions apart")
         if not self.item:
             raise ConfigError("item is missing, expected the column of the item")
+        if "" in (*self.item, *self.context, *self.skip.true, *self.skip.false):
+            raise ConfigError("a column's name is empty, expected a name, or none where there is no such column")
+        if self.quote and not (len(self.quote) == 1 and "!" <= self.quote <= "~" and self.quote != ","):
+            raise ConfigError(f"quote is {self.quote!r}, expected one character such as '\"', or '' for none")
+        if not (math.isfinite(self.gap_minutes) and all(math.isfinite(share) for share, _ in self.skip.below)):
+            raise ConfigError("gap_minutes and the thresholds of below are numbers, expected finite ones")
         if self.gap_minutes < 0 or (self.gap_minutes and (self.session or self.order_by != "time")):
             raise ConfigError(
                 f"gap_minutes is {self.gap_minutes:g}, expected above 0, with user and with order_by = 'time'"
@@ -113,12 +120,15 @@ class ColumnMap:
             raise ConfigError("skip: expected levels from 1 to 3, and 0 for an event that means heard")
         if missing := [name for name in self.named if self.columns and name not in self.columns]:
             raise ConfigError(f"{', '.join(missing)}: not among columns")
+        if twice := [name for name in self.named if self.columns.count(name) > 1]:
+            raise ConfigError(f"columns has {twice[0]} {self.columns.count(twice[0])} times, expected it once")
 
     @property
     def named(self) -> list[str]:
         """Every column that is read, once."""
-        others = (self.order, self.session_length, self.date, self.context)
-        return list(dict.fromkeys([self.session or self.user, *self.item, *filter(None, others), *self.skip.columns]))
+        others = filter(None, (self.order, self.session_length, self.date))
+        named = [self.session or self.user, *self.item, *others, *self.context, *self.skip.columns]
+        return list(dict.fromkeys(named))
 
     def to_toml(self) -> str:
         """As a file."""

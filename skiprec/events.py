@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Int32, Int64, Integer, UInt8
 from skiprec.errors import DatasetError
 from skiprec.numbering import Codes, Numbering, renumber
 
-# N rows, R runs, V distinct texts.
+# N rows, K of them kept, R runs, P pairs of neighbouring runs, V distinct texts.
 
 SKIP_LEVEL = 3
 """Bits of a row's flags that hold its skip level: 3 where skip_1, else 2 where skip_2, else 1 where skip_3, else 0."""
@@ -25,6 +26,10 @@ NO_FLAG = 8
 
 WIDE = ("position", "row")
 """Of a run, what 32 bits may not hold."""
+BAD = "bad "
+"""What the reasons start with for which rows are left out as wrong."""
+TWICE, TWO_LENGTHS = f"{BAD}sessions with a position twice", f"{BAD}sessions of two lengths"
+
 RUNS_AT_ONCE = 1 << 16
 """Runs whose rows are put in their place at once."""
 
@@ -33,10 +38,11 @@ RUNS_AT_ONCE = 1 << 16
 class Order:
     """What tells the order of a session's rows, and where a session ends."""
 
-    by_position: bool = True
-    """Positions count the rows of a session, each once. Else they are times or the like, and equal ones stay so."""
+    by: Literal["position", "time", "rows"] = "position"
+    """position: they count a session's rows, each once. time: microseconds; equal ones stay as they stand. rows: there
+    are none, and rows stay as they stand, one file after the other by name."""
     gap: int | None = None
-    """session_id names a user, whose rows are cut into sessions where positions are further apart than this."""
+    """session_id names a user, whose rows are cut into sessions where times are further apart than this."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,8 @@ class Rows:
     """Of the file, as people count: what messages name."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Rows near these that were left out, by reason."""
+    notes: tuple[str, ...] = ()
+    """What is odd about the file, and was taken all the same."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,8 @@ class Events:
     """Each file with its number of rows."""
     left_out: dict[str, int]
     """Rows that were left out, by reason."""
+    notes: dict[str, int]
+    """What was odd, and in how many files."""
 
 
 class Column:
@@ -125,22 +135,26 @@ class Gatherer:
 
     Args:
         order: What positions mean.
+        leave_bad_out: Whether sessions that contradict themselves are left out, and counted, rather than refused.
     """
 
-    def __init__(self, order: Order | None = None) -> None:
-        self.order = order or Order()
+    def __init__(self, order: Order | None = None, *, leave_bad_out: bool = False) -> None:
+        self.order, self.leave_bad_out = order or Order(), leave_bad_out
         self.sessions, self.items, self.contexts = Numbering(), Numbering(), Codes()
         self.runs = {f.name: Column(np.int64 if f.name in WIDE else np.int32) for f in dataclasses.fields(Runs)}
         self.left_out: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self.item, self.flags = Column(np.int32), Column(np.uint8)
         self.sources: list[tuple[Path, int]] = []
 
     def add(self, rows: Rows) -> None:
         """Take the next rows of a file."""
         self.left_out.update(rows.left_out)
+        self.notes.update(rows.notes)
         if not len(rows.row):
             return
-        starts = run_starts(rows)
+        # Of times each row is a run: two that a microsecond parts may have another between them, of another file.
+        starts = np.arange(len(rows.row)) if self.order.by == "time" else run_starts(rows)
         self.runs["session"].append(self.sessions.numbers(rows.session_id.take(pa.array(starts))))
         self.runs["n_rows"].append(np.diff(starts, append=len(rows.item_id)))
         for name in ("position", "session_length", "date", "context", "row"):
@@ -157,7 +171,7 @@ class Gatherer:
         """Everything that was added, sorted. The gatherer is of no use then.
 
         Raises:
-            DatasetError: If a session has a position twice, or says two lengths.
+            DatasetError: If a session has a position twice, or says two lengths, and is not to be left out.
         """
         item_ids, places = self.items.in_order()
         self.items = Numbering()
@@ -173,7 +187,11 @@ class Gatherer:
         order = in_order(columns, self.order)
         runs = Runs(**{name: column[order] for name, column in columns.items()})
         first_row = first_row[order]
-        if self.order.by_position:
+        if self.order.by == "position":
+            if self.leave_bad_out:
+                keep = self._without_contradictions(runs)
+                runs = Runs(**{f.name: getattr(runs, f.name)[keep] for f in dataclasses.fields(Runs)})
+                first_row = first_row[keep]
             check_runs(runs, session_ids, self.sources)
         if self.order.gap is not None:
             runs, first_row, session_ids = cut(runs, first_row, session_ids, self.order.gap)
@@ -187,13 +205,27 @@ class Gatherer:
             context_types=sorted(self.contexts),
             sources=self.sources,
             left_out=dict(self.left_out),
+            notes=dict(self.notes),
         )
+
+    def _without_contradictions(self, runs: Runs) -> Bool[np.ndarray, " R"]:
+        """The runs of sessions in which no position is twice, and that say one length. Counts the others' rows."""
+        has_twice, has_two_lengths = contradictions(runs)
+        keep = np.ones(len(runs.session), dtype=bool)
+        for reason, where in ((TWICE, has_twice), (TWO_LENGTHS, has_two_lengths)):
+            is_bad = keep & np.isin(runs.session, runs.session[1:][where])
+            if is_bad.any():
+                self.left_out[reason] += int(runs.n_rows[is_bad].sum())
+            keep &= ~is_bad
+        return keep
 
 
 def in_order(columns: Mapping[str, np.ndarray], order: Order) -> Int64[np.ndarray, " R"]:
-    """The runs' places, by session and position; equal ones by where they stand, files by their names."""
+    """The runs' places, by session and position or time; equal ones by where they stand."""
     session, position = columns["session"].astype(np.int64), columns["position"]
-    if order.by_position:
+    if order.by == "rows":
+        return np.lexsort((columns["row"], columns["file"], session))
+    if order.by == "position":
         return np.argsort((session << 32) + position, kind="stable")
     return np.lexsort((columns["row"], columns["file"], position, session))
 
@@ -239,12 +271,13 @@ def sorted_places(codes: Codes) -> Int32[np.ndarray, " V"]:
 
 def in_order_of_runs(
     values: Integer[np.ndarray, " N"], first_row: Int64[np.ndarray, " R"], n_rows: Int32[np.ndarray, " R"]
-) -> Integer[np.ndarray, " N"]:
+) -> Integer[np.ndarray, " K"]:
     """The values of all runs in turn, each of them at `n_rows` places from `first_row` on."""
     ends = np.cumsum(n_rows, dtype=np.int64)
+    n = int(ends[-1]) if len(ends) else 0
     if np.array_equal(first_row, ends - n_rows):
-        return values
-    ordered = np.empty_like(values)
+        return values[:n]
+    ordered = np.empty(n, dtype=values.dtype)
     for i in range(0, len(n_rows), RUNS_AT_ONCE):
         some = slice(i, i + RUNS_AT_ONCE)
         start, end = ends[i] - n_rows[i], ends[some][-1]
@@ -255,11 +288,8 @@ def in_order_of_runs(
 
 def check_runs(runs: Runs, session_ids: pa.StringArray, sources: list[tuple[Path, int]]) -> None:
     """Refuse a session that has a position twice, or two lengths."""
-    is_same_session = runs.session[1:] == runs.session[:-1]
-    # Sorted by first position, runs that overlap include two neighbours, and the first such two start to overlap at
-    # the first position that is there twice.
-    gap = runs.position[1:] - runs.position[:-1] - runs.n_rows[:-1]
-    if (i := first_true(is_same_session & (gap < 0))) is not None:
+    has_twice, has_two_lengths = contradictions(runs)
+    if (i := first_true(has_twice)) is not None:
         position = int(runs.position[i + 1])
         offset = position - int(runs.position[i])
         one, other = sorted(
@@ -269,14 +299,23 @@ def check_runs(runs: Runs, session_ids: pa.StringArray, sources: list[tuple[Path
             f"{place(sources, *other)}: session {shorten(session_ids[int(runs.session[i])].as_py())}, position "
             f"{position} is already in {place(sources, *one)}, expected each position once"
         )
-    lengths = runs.session_length
-    if (i := first_true(is_same_session & (lengths[1:] != lengths[:-1]))) is not None:
+    if (i := first_true(has_two_lengths)) is not None:
+        lengths = runs.session_length
         last_row = int(runs.row[i]) + int(runs.n_rows[i]) - 1
         raise DatasetError(
             f"{place(sources, int(runs.file[i + 1]), int(runs.row[i + 1]))}: session_length is {lengths[i + 1]}, but "
             f"{lengths[i]} in {place(sources, int(runs.file[i]), last_row)} of the same session, expected one length a "
             "session"
         )
+
+
+def contradictions(runs: Runs) -> tuple[Bool[np.ndarray, " P"], Bool[np.ndarray, " P"]]:
+    """Of pairs of neighbouring runs: which are of one session and share a position, and which say other lengths."""
+    is_same_session = runs.session[1:] == runs.session[:-1]
+    # Sorted by first position, runs that overlap include two neighbours, and the first such two start to overlap at
+    # the first position that is there twice.
+    gap = runs.position[1:] - runs.position[:-1] - runs.n_rows[:-1]
+    return is_same_session & (gap < 0), is_same_session & (np.diff(runs.session_length) != 0)
 
 
 def first_true(flags: Bool[np.ndarray, " N"]) -> int | None:

@@ -1,6 +1,7 @@
 """Log files of any format -> blocks of text columns with the rows that they stand in. Knows no meaning of a column."""
 
 import csv
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from jaxtyping import Int64
 
 from skiprec.columns import ColumnMap
 from skiprec.errors import DatasetError
-from skiprec.logs import check_text, text_blocks
+from skiprec.logs import LONGEST_LINE, check_text, mended, no_text, text_blocks
 
 # N rows.
 
@@ -23,8 +24,6 @@ ROWS_AT_ONCE = 1 << 16
 """Of a parquet file."""
 LARGEST_ROW_GROUP = 1 << 30
 """Bytes of one, unpacked, that are read: parquet cannot be read in smaller parts."""
-LONGEST_LINE = 1 << 24
-"""Bytes of a line that is read."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ class Block:
     """Of the file, as people count: lines from 1, the header's included; rows from 1 where there are no lines."""
     bad: dict[int, str] = field(default_factory=dict)
     """Rows that could not be taken apart, and why: they are in no column."""
+    notes: tuple[str, ...] = ()
+    """What is odd about the file, and was taken all the same."""
 
 
 def read_blocks(path: Path, columns: ColumnMap, advance: Callable[[int], object]) -> Iterator[Block]:
@@ -62,12 +63,12 @@ def missing_columns(path: Path, row: str, missing: Sequence[str], found: Sequenc
 def lines_of_fields(path: Path, columns: ColumnMap, advance: Callable[[int], object]) -> Iterator[Block]:
     """CSV and TSV. A quoted field may hold the delimiter, but no line end."""
     delimiter = "\t" if columns.format == "tsv" else ","
-    names = list(columns.columns)
+    names, notes = list(columns.columns), ()
     for row, text in text_blocks(path, advance):
         if not names:
             head, _, rest = bytes(text).partition(b"\n")
             check_text(path, row, memoryview(head + b"\n"))
-            names = split(head.decode("utf-8").rstrip("\r"), delimiter, columns.quote) or [""]
+            names, notes = mended(split(head.decode("utf-8").rstrip("\r"), delimiter, columns.quote) or [""])
             if missing := [name for name in columns.named if name not in names]:
                 raise missing_columns(path, ", row 1", missing, names)
             if twice := [name for name in columns.named if names.count(name) > 1]:
@@ -76,8 +77,9 @@ def lines_of_fields(path: Path, columns: ColumnMap, advance: Callable[[int], obj
                 )
             row, text = row + 1, memoryview(rest)
         if text:
-            check_text(path, row, text)
-            yield block_of_fields(path, row, text, names, columns, delimiter)
+            block = block_of_fields(path, row, text, names, columns, delimiter)
+            yield dataclasses.replace(block, notes=notes)
+            notes = ()
 
 
 def block_of_fields(
@@ -86,18 +88,21 @@ def block_of_fields(
     """Lines, the first of which is this row; those with another number of fields are bad."""
     n_lines = bytes(text).count(b"\n")
     rows, bad = row + np.arange(n_lines), {}
-    try:
-        table = parsed(text, names, columns, delimiter)
-        is_whole = len(table) == n_lines
-    except pa.ArrowInvalid:
-        is_whole = False
+    is_whole = no_text(text) is None
+    if is_whole:
+        try:
+            table = parsed(text, names, columns, delimiter)
+            is_whole = len(table) == n_lines
+        except pa.ArrowInvalid:
+            is_whole = False
     if not is_whole:
         good: list[bytes] = []
         for number, line in enumerate(bytes(text).split(b"\n")[:-1], start=row):
+            if (found := no_text(line)) is not None:
+                bad[number] = found[1]
+                continue
             fields = split(line.decode("utf-8").rstrip("\r"), delimiter, columns.quote)
-            if len(line) > LONGEST_LINE:
-                bad[number] = f"a line of {len(line):,} bytes, expected at most {LONGEST_LINE:,}"
-            elif b"\r" in line.removesuffix(b"\r"):
+            if b"\r" in line.removesuffix(b"\r"):
                 bad[number] = "a carriage return within the line, expected it at its end or nowhere"
             elif fields is None:
                 bad[number] = "a quote that does not end in its line, expected none or two"
@@ -146,7 +151,7 @@ def split(line: str, delimiter: str, quote: str) -> list[str] | None:
     if not quote:
         return line.split(delimiter)
     try:
-        csv.field_size_limit(LONGEST_LINE)
+        csv.field_size_limit(LONGEST_LINE)  # no field of a line is longer
         return next(csv.reader([line], delimiter=delimiter, quotechar=quote, strict=True), [""])
     except csv.Error:
         return None
@@ -155,10 +160,13 @@ def split(line: str, delimiter: str, quote: str) -> list[str] | None:
 def lines_of_json(path: Path, columns: ColumnMap, advance: Callable[[int], object]) -> Iterator[Block]:
     """A JSON object a line."""
     for row, text in text_blocks(path, advance):
-        check_text(path, row, text)
+        is_text = no_text(text) is None
         values: dict[str, list[str]] = {name: [] for name in columns.named}
         rows, bad = [], {}
         for number, line in enumerate(bytes(text).split(b"\n")[:-1], start=row):
+            if not is_text and (found := no_text(line)) is not None:
+                bad[number] = found[1]
+                continue
             try:
                 told = json.loads(line)
                 own = [as_text(told.get(name)) for name in columns.named]
@@ -216,6 +224,11 @@ def row_groups(path: Path, columns: ColumnMap, advance: Callable[[int], object])
         raise DatasetError(f"{path}, rows from {first}: cannot be read ({reason}), expected a parquet file") from error
 
 
+def has_plain_values(kind: pa.DataType) -> bool:
+    """Whether a column's values can be told as texts."""
+    return not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_nested(kind))
+
+
 def text_column(path: Path, name: str, values: pa.Array, first: int) -> pa.StringArray:
     """A column of plain values as text."""
     kind = values.type
@@ -223,6 +236,18 @@ def text_column(path: Path, name: str, values: pa.Array, first: int) -> pa.Strin
         return text_column(path, name, values.dictionary_decode(), first)
     if pa.types.is_timestamp(kind):
         values = values.cast(pa.timestamp("us"), safe=False)
-    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_nested(kind):
+    elif not has_plain_values(kind):
         raise DatasetError(f"{path}, rows from {first}: column {name} holds {kind}, expected texts, numbers or times")
-    return pc.fill_null(values.cast(pa.string()), "")
+    texts = pc.fill_null(values.cast(pa.string()), "")
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:  # parquet lets any bytes be called a text
+        for i in range(len(texts)):
+            try:
+                texts[i].as_py()
+            except UnicodeDecodeError as error:
+                raise DatasetError(
+                    f"{path}, row {first + i}: {name} holds {error.object[:60]!r}, expected UTF-8 text"
+                ) from error
+        raise
+    return texts

@@ -1,16 +1,17 @@
 """What a log's columns may mean, guessed from its first rows: a map for somebody to read and mend."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-import tomli_w
 
-from skiprec.columns import PACKED, SUFFIXES, ColumnMap, Format, SkipMap, load_map, shipped_maps, without_defaults
+from skiprec.columns import PACKED, SUFFIXES, ColumnMap, Format, SkipMap, load_map, shipped_maps
 from skiprec.errors import DatasetError
-from skiprec.formats import as_text, split, text_column
-from skiprec.logs import text_blocks
-from skiprec.mapping import amount, time_of, yes_or_no
+from skiprec.formats import as_text, has_plain_values, split, text_column
+from skiprec.logs import mended, text_blocks, whole_number
+from skiprec.mapping import amount, day_in, time_of, yes_or_no
 
 ROWS = 1000
 """That are looked at."""
@@ -29,7 +30,9 @@ ITEM = (
 )
 SESSION = ("session_id", "session", "sess_id")
 USER = ("user_id", "user", "uid", "userid", "listener_id", "account_id")
-TIME = ("timestamp", "time", "ts", "datetime", "date_time", "time_ms", "played_at", "created_at", "started_at", "date")
+TIME = ("timestamp", "time", "ts", "datetime", "date_time", "time_ms", "played_at", "created_at", "started_at")
+DAY = ("date", "day")
+LENGTH = ("session_length",)
 POSITION = ("session_position", "position", "pos", "step", "order", "index")
 SKIPPED = ("skipped", "is_skip", "is_skipped", "skip", "was_skipped")
 HEARD = ("not_skipped", "completed", "finished", "long_view", "heard", "full_play")
@@ -56,15 +59,20 @@ def guess(path: Path) -> str:
     """
     form = format_of(path)
     names, rows = first_rows(path, form)
-    fitting = [name for name in shipped_maps() if fits(load_map(name), form, names)]
-    lines = [f"# Guessed from the first {len(rows):,} rows of {path.name}; read it, and mend what is wrong."]
-    lines += [f"# Columns: {', '.join(names)}"]
+    names, odd = mended(names)
+    fitting = [name for name in shipped_maps() if fits(load_map(name), form, names, rows)]
+    notes = [f"Guessed from the first {len(rows):,} rows of {path.name}; read it, and mend what is wrong."]
+    notes += [f"Columns: {', '.join(names)}", *odd]
     if fitting:
         best = max(fitting, key=lambda name: len(load_map(name).named))
-        lines += [f"# It has the columns of the shipped map `{best}`: --columns {best} would do."]
-        return "\n".join(lines) + "\n" + load_map(best).to_toml()
-    found, notes = guessed(path, form, names, rows)
-    return "\n".join(lines + [f"# {note}" for note in notes]) + "\n" + tomli_w.dumps(without_defaults(found))
+        found = load_map(best)
+        notes[1] = notes[1] if found.header else f"No header. Columns: {', '.join(found.columns)}"
+        notes += [f"It has the columns of the shipped map `{best}`: --columns {best} would do."]
+    else:
+        found, seen = guessed(path, form, names, rows)
+        notes += seen
+    comments = ("# " + "".join(letter if letter.isprintable() else " " for letter in note) for note in notes)
+    return "\n".join([*comments, found.to_toml()])
 
 
 def format_of(path: Path) -> Format:
@@ -75,9 +83,17 @@ def format_of(path: Path) -> Format:
     return "csv"
 
 
-def fits(columns: ColumnMap, form: Format, names: list[str]) -> bool:
-    """Whether a log has every column of a map."""
-    return columns.header and columns.format == form and set(columns.named) <= set(names)
+def fits(columns: ColumnMap, form: Format, names: list[str], rows: list[dict[str, str]]) -> bool:
+    """Whether a log has every column of a map; without a header, as many as it has, with times where it has times."""
+    if columns.format != form:
+        return False
+    if columns.header:
+        return set(columns.named) <= set(names)
+    if columns.order_by != "time" or len(columns.columns) != len(names):
+        return False
+    at = columns.columns.index(columns.order)
+    values = [names[at], *(row.get(names[at], "") for row in rows)]
+    return all(time_of(value, columns.time_unit) is not None for value in values)
 
 
 def first_rows(path: Path, form: Format) -> tuple[list[str], list[dict[str, str]]]:
@@ -90,10 +106,11 @@ def first_rows(path: Path, form: Format) -> tuple[list[str], list[dict[str, str]
     if form == "parquet":
         try:
             with pq.ParquetFile(path) as file:
-                names = file.schema_arrow.names
-                batch = next(file.iter_batches(ROWS), None)
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{path}: cannot be read ({str(error)[:200]}), expected a parquet file") from error
+                names = [own.name for own in file.schema_arrow if has_plain_values(own.type)]
+                batch = next(file.iter_batches(ROWS, columns=names), None)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            reason = (str(error).splitlines() or ["damaged"])[0][:200]
+            raise DatasetError(f"{path}: cannot be read ({reason}), expected a parquet file") from error
         texts = {} if batch is None else {name: text_column(path, name, batch[name], 1).to_pylist() for name in names}
         rows = [dict(zip(texts, values, strict=True)) for values in zip(*texts.values(), strict=True)]
     else:
@@ -147,18 +164,24 @@ def guessed(path: Path, form: Format, names: list[str], rows: list[dict[str, str
             "has an example"
         )
     notes = [f"item: {item}, such as {example(rows, item)}"]
-    position, time = named(names, POSITION), named(names, TIME)
-    values = [row.get(time, "") for row in rows] if time else []
-    is_time = bool(values) and all(time_of(value, "auto") is not None for value in values)
+    position = named(names, POSITION) if session else None
+    if position and not all_are(rows, position, whole_number):
+        notes.append(f"order: not {position}, which holds more than whole numbers")
+        position = None
+    time, day = named(names, TIME), named(names, DAY)
+    is_time = bool(time) and all_are(rows, time, lambda text: time_of(text, "auto"))
     order: dict[str, object] = {"order_by": "rows"}
-    if session and position:
-        order = {"order": position}
-        notes.append(f"order: {position}, such as {example(rows, position)}")
+    if position:
+        length = named(names, LENGTH)
+        is_length = bool(length) and all_are(rows, length, whole_number)
+        order = {"order": position, "order_by": "position", "session_length": length if is_length else ""}
+        notes.append(f"order: {position}, such as {example(rows, position)}; expected to count from 0 or 1 on")
+        day = day or time
     elif is_time:
         order = {"order": time, "order_by": "time"}
         notes.append(f"order: the time {time}, such as {example(rows, time)}; check its unit")
     else:
-        notes.append("order: no position and no time was found, so the order of the rows is taken")
+        notes.append("order: no position and no time was found, so the order of the rows is taken; check this")
     if session:
         notes.append(f"session: {session}, such as {example(rows, session)}")
         sessions: dict[str, object] = {"session": session}
@@ -168,8 +191,12 @@ def guessed(path: Path, form: Format, names: list[str], rows: list[dict[str, str
             f"session: none was found, so the plays of {user} make one" + (", cut at 30 minutes" if is_time else "")
         )
         sessions |= {"gap_minutes": 30.0} if order["order_by"] == "time" else {}
+    if order["order_by"] != "time" and day and all_are(rows, day, lambda text: day_in(text, "auto")):
+        order["date"] = day
+        notes.append(f"date: {day}, such as {example(rows, day)}")
     skip, said = guessed_skip(names, rows)
-    context = named(names, CONTEXT) or ""
+    context = tuple(filter(None, [named(names, CONTEXT)]))
+    notes += [f"context: {name}, such as {example(rows, name)}; expected of few kinds" for name in context]
     found = ColumnMap(format=form, item=(item,), context=context, skip=skip, **sessions, **order)
     return found, [*notes, said]
 
@@ -205,6 +232,11 @@ def named(names: list[str], known: tuple[str, ...]) -> str | None:
     """The first column with one of these names, however it is written."""
     plain = {name.partition(":")[0].lower().replace("-", "_").replace(" ", "_"): name for name in reversed(names)}
     return next((plain[name] for name in known if name in plain), None)
+
+
+def all_are(rows: list[dict[str, str]], name: str, number: Callable[[str], int | None]) -> bool:
+    """Whether every value of a column is what a function takes."""
+    return all(number(row.get(name, "")) is not None for row in rows)
 
 
 def example(rows: list[dict[str, str]], name: str) -> str:

@@ -1,6 +1,7 @@
 """Raw MSSD session logs (CSV, plain or packed) -> checked rows, block by block: the fast path of `reading`."""
 
 import bz2
+import dataclasses
 import datetime
 import gzip
 import io
@@ -29,6 +30,8 @@ BLOCK_BYTES = 1 << 22
 """Text that is checked and numbered at once: some 25,000 rows. More is no faster and takes more memory."""
 READ_BYTES = 1 << 18
 """Text that is read at once. Small: one large read would lose all its bytes where packed data ends early."""
+LONGEST_LINE = 1 << 24
+"""Bytes of a line that is read. One that never ends would take all memory."""
 PARSED_AT_ONCE = 1 << 20
 """Text that a thread parses at once: as much as stays in cache."""
 
@@ -65,6 +68,7 @@ INTEGERS = ("session_position", "session_length")
 TRUE_TEXTS, FALSE_TEXTS = ("True", "TRUE", "true", "1"), ("False", "FALSE", "false", "0")
 MISSING = frozenset(("", "NA", "NaN", "nan", "NULL", "null", "None"))
 """What programs write where they have no value. A reader that took one for an id would make a track of it."""
+PATH_IN_HEADER = f"the header's first field is a path; taken as {LOG_COLUMNS[0]}"
 EPOCH = datetime.date(1970, 1, 1)
 
 FEW = pa.dictionary(pa.int32(), pa.string())
@@ -96,12 +100,12 @@ def read_log(path: Path, contexts: Codes, *, advance: Callable[[int], object] = 
     for row, text in text_blocks(path, advance):
         if not header:
             first, _, rest = bytes(text).partition(b"\n")
-            header = checked_header(path, first)
+            header, notes = checked_header(path, first)
             row, text = 2, memoryview(rest)
         if text:
             rows = checked_rows(path, row, header, text, contexts)
+            yield rows if n_rows else dataclasses.replace(rows, notes=notes)
             n_rows += len(rows.item_id)
-            yield rows
     if not header:
         raise DatasetError(f"{path}: is empty, expected a header and rows")
     if not n_rows:
@@ -112,6 +116,9 @@ def text_blocks(path: Path, advance: Callable[[int], object]) -> Iterator[tuple[
     """The file's unpacked text some BLOCK_BYTES at a time: the row of the first line, and whole lines.
 
     Each line is ended by a line feed. A byte order mark and empty lines at the file's end are dropped.
+
+    Raises:
+        DatasetError: If the file cannot be read or unpacked, or a line is longer than LONGEST_LINE.
     """
     row, rest, told = 1, b"", 0
     try:
@@ -132,6 +139,13 @@ def text_blocks(path: Path, advance: Callable[[int], object]) -> Iterator[tuple[
                     text = text.removeprefix(b"\xef\xbb\xbf")
                 # The last line stays behind with any line ends after it: only at the end of the file are those surplus.
                 cut = text.rstrip(b"\r\n").rfind(b"\n") + 1
+                # Only the first line can have begun in an earlier block, and only the last one end in a later one.
+                first = text.find(b"\n")
+                if max(first, len(text) - cut) > LONGEST_LINE:
+                    row += 0 if first > LONGEST_LINE else text.count(b"\n", 0, cut)
+                    raise DatasetError(
+                        f"{path}, row {row}: a line is longer than {LONGEST_LINE:,} bytes, expected shorter ones"
+                    )
                 if cut:
                     lines = memoryview(text)[:cut]
                     yield row, lines
@@ -173,15 +187,13 @@ def read_on(file: io.BufferedReader | Packed, rest: bytes) -> tuple[bytes, str |
     return b"".join(collected), problem
 
 
-def checked_header(path: Path, line: bytes) -> list[str]:
-    """The column names; refuses a header without a column that is read."""
+def checked_header(path: Path, line: bytes) -> tuple[list[str], tuple[str, ...]]:
+    """The column names, and what is odd about them; refuses a header without a column that is read."""
     try:
         names = line.rstrip(b"\r").decode("utf-8").split(",")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}, row 1: is not UTF-8 text ({error.reason}), expected a CSV header") from error
-    if names[0] not in LOG_COLUMNS and tuple(names[1 : len(LOG_COLUMNS)]) == LOG_COLUMNS[1:] and "/" in names[0]:
-        # Some files that are passed around have the path of another file there; all else is as it should be.
-        names[0] = LOG_COLUMNS[0]
+    names, notes = mended(names)
     missing = [name for name in READ_COLUMNS if name not in names]
     if missing:
         found = shorten(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
@@ -191,7 +203,14 @@ def checked_header(path: Path, line: bytes) -> list[str]:
     for name in READ_COLUMNS:
         if names.count(name) > 1:
             raise DatasetError(f"{path}, row 1: column {name} is there {names.count(name)} times, expected once")
-    return names
+    return names, notes
+
+
+def mended(names: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The column names, where a path stands for MSSD's first: some of its files are passed around with that."""
+    if "/" in names[0] and tuple(names[1 : len(LOG_COLUMNS)]) == LOG_COLUMNS[1:]:
+        return [LOG_COLUMNS[0], *names[1:]], (PATH_IN_HEADER,)
+    return names, ()
 
 
 def checked_rows(path: Path, first_row: int, header: list[str], text: memoryview, contexts: Codes) -> Rows:
@@ -305,25 +324,24 @@ def day_of(text: str) -> int | None:
 
 def check_text(path: Path, first_row: int, text: memoryview) -> None:
     """Refuse what no text file holds."""
-    values = np.frombuffer(text, np.uint8)
-    if values.min() == 0:
-        raise DatasetError(
-            f"{path}, row {first_row + lines_before(text, int(values.argmin()))}: holds a NUL byte, expected text"
-        )
-    if values.max() < 0x80:
-        return
-    try:
-        bytes(text).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{path}, row {first_row + lines_before(text, error.start)}: byte 0x{text[error.start]:02x} is not UTF-8 "
-            "text, expected a UTF-8 file"
-        ) from error
+    if (found := no_text(text)) is not None:
+        at, why = found
+        row = first_row + bytes(text[:at]).count(b"\n")
+        raise DatasetError(f"{path}, row {row}: {why}")
 
 
-def lines_before(text: memoryview, at: int) -> int:
-    """How many lines end before this byte."""
-    return bytes(text[:at]).count(b"\n")
+def no_text(data: bytes | memoryview) -> tuple[int, str] | None:
+    """The first byte that no text file holds, and what is said of it."""
+    values = np.frombuffer(data, np.uint8)
+    if values.min(initial=0xFF) == 0:
+        return int(values.argmin()), "holds a NUL byte, expected text"
+    if values.max(initial=0) >= 0x80:
+        try:
+            bytes(data).decode("utf-8")
+        except UnicodeDecodeError as error:
+            at = error.start
+            return at, f"byte 0x{data[at]:02x} is not UTF-8 text, expected a UTF-8 file"
+    return None
 
 
 def refuse(

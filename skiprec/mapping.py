@@ -4,7 +4,7 @@ import datetime
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 
 from skiprec.columns import ColumnMap, TimeUnit
 from skiprec.errors import DatasetError
-from skiprec.events import NO_FLAG, NOT_NESTED, Rows, shorten
+from skiprec.events import BAD, NO_FLAG, NOT_NESTED, Rows, shorten
 from skiprec.formats import Block, read_blocks
 from skiprec.logs import MISSING, day_of, whole_number
 from skiprec.numbering import Codes
@@ -30,9 +30,9 @@ UNITS: dict[TimeUnit, int] = {"s": SECOND, "ms": 1000, "us": 1}
 LATEST = 253_402_300_800 * SECOND
 """The end of the year 9999, in microseconds since 1970; nothing is that far before 1970 either."""
 NO_CONTEXT = "none"
+JOINT = " / "
+"""Between the texts of several columns."""
 OTHER_EVENT = "of other kinds of events"
-BAD = "bad "
-"""What the reasons of wrong rows start with."""
 Reason = tuple[str, str, str]
 """Of a wrong row: column, what was found, what was expected."""
 
@@ -58,8 +58,7 @@ def read_mapped(
         DatasetError: With file and row, what was found and what was expected.
     """
     for block in read_blocks(path, columns, advance):
-        rows = rows_of(path, block, columns, contexts, leave_bad_out)
-        yield rows
+        yield rows_of(path, block, columns, contexts, leave_bad_out)
 
 
 def rows_of(path: Path, block: Block, columns: ColumnMap, contexts: Codes, leave_bad_out: bool) -> Rows:
@@ -70,18 +69,14 @@ def rows_of(path: Path, block: Block, columns: ColumnMap, contexts: Codes, leave
     """
     found = Fields(block)
     session = found.texts(columns.session or columns.user)
-    item = pc.binary_join_element_wise(*[found.texts(name) for name in columns.item], " / ")
+    item = pc.binary_join_element_wise(*[found.texts(name) for name in columns.item], JOINT)
     position, date = found.position_and_date(columns)
     length = (
         found.numbers(columns.session_length, whole_number, "a whole number")
         if columns.session_length
         else np.zeros(len(block.row), dtype=np.int64)
     )
-    context = (
-        found.numbers(columns.context, lambda text: contexts[text or NO_CONTEXT], "a text")
-        if columns.context
-        else np.full(len(block.row), contexts[NO_CONTEXT])
-    )
+    context = found.contexts(columns.context, contexts)
     flags, is_other = found.flags(columns)
     wrong = {int(block.row[i]): reason for i, reason in found.wrong.items()}
     wrong |= {row: ("row", "", why) for row, why in block.bad.items()}
@@ -104,6 +99,7 @@ def rows_of(path: Path, block: Block, columns: ColumnMap, contexts: Codes, leave
         flags=flags[keep],
         row=block.row[keep],
         left_out=dict(left_out),
+        notes=block.notes,
     )
 
 
@@ -154,6 +150,16 @@ class Fields:
             position = self.numbers(columns.order, lambda text: time_of(text, unit), expected)
             day = position // DAY if day is None else day
         return position, np.zeros(len(position), dtype=np.int64) if day is None else day
+
+    def contexts(self, names: Sequence[str], contexts: Codes) -> Int64[np.ndarray, " N"]:
+        """Each row's number; what a row does not say is NO_CONTEXT."""
+        if not names:
+            return np.full(len(self.block.row), contexts[NO_CONTEXT])
+        columns = [self.block.columns[name] for name in names]
+        texts = [pc.if_else(pc.equal(column, ""), NO_CONTEXT, column) for column in columns]
+        encoded = pc.binary_join_element_wise(*texts, JOINT).dictionary_encode()
+        table = np.array([contexts[text] for text in encoded.dictionary.to_pylist()], dtype=np.int64)
+        return table.take(encoded.indices.to_numpy()) if len(table) else table
 
     def flags(self, columns: ColumnMap) -> tuple[UInt8[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
         """Skip levels with what is odd about them; and where a row is of a kind of event that is left out."""

@@ -75,7 +75,7 @@ class Manifest:
     settings: dict[str, Any]
     """The PrepareConfig."""
     sources: list[dict[str, Any]]
-    """Each log file: its name and its rows."""
+    """Each log file: its name, where ids are not pseudonyms, and its rows."""
     counts: dict[str, int]
     """Of kept sessions, unless the name ends in _read."""
     dropped: dict[str, int]
@@ -214,9 +214,11 @@ def build(
     """
     # Each step lets go of what the one before it made: no more than two of them are ever held.
     events = read_logs(logs, reading, progress=progress)
-    left_out = events.left_out
+    found = {"left_out": events.left_out, "notes": events.notes}
     pa.default_memory_pool().release_unused()
     sources = [{"file": name, "rows": n} for name, n in sorted((path.name, n) for path, n in events.sources)]
+    if reading.key is not None:  # a file may be named after those whose plays it holds
+        sources = [{"rows": n} for n in sorted(source["rows"] for source in sources)]
     kept = choose(events, config, sample)
     del events
     sessions, items = tables(kept, trained_lengths(kept, config))
@@ -230,7 +232,7 @@ def build(
         counts=counts,
         dropped=dropped,
         digests=table_digests(sessions, items, settings),
-        reading=reading.about() | {"left_out": left_out} | ({"sample": list(sample)} if sample else {}),
+        reading=reading.about() | found | ({"sample": list(sample)} if sample else {}),
     )
     return sessions, items, manifest
 
@@ -256,7 +258,7 @@ def choose(events: Events, config: PrepareConfig, sample: tuple[int, int] | None
     first_position, said = runs.position[first_run], runs.session_length[last_run]
     is_whole = (first_position == 1) & (last_position == lengths) & ((said == lengths) | (said == 0))
     is_whole |= (first_position == 0) & (last_position == lengths - 1) & (said == 0)
-    if not events.order.by_position:
+    if events.order.by != "position":
         is_whole[:] = True
     is_long = lengths >= config.min_length
     # In the training prefix: flags of held-out rows must not decide what is trained on.

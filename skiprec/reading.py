@@ -3,7 +3,7 @@
 import dataclasses
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from skiprec.columns import PACKED, SUFFIXES, ColumnMap, load_map, without_defaults
 from skiprec.errors import ConfigError, DatasetError
-from skiprec.events import Events, Gatherer, Order, Rows
+from skiprec.events import BAD, Events, Gatherer, Order, Rows
 from skiprec.logs import read_log
-from skiprec.mapping import BAD, SECOND, read_mapped
+from skiprec.mapping import SECOND, read_mapped
 from skiprec.numbering import Codes
 from skiprec.pseudonyms import key_check, pseudonyms
 
@@ -49,7 +49,7 @@ class Reading:
     def order(self) -> Order:
         """What positions mean."""
         gap = round(60 * SECOND * self.columns.gap_minutes) if self.columns.gap_minutes else None
-        return Order(by_position=self.columns.order_by == "position", gap=gap)
+        return Order(by=self.columns.order_by, gap=gap)
 
     def about(self) -> dict[str, Any]:
         """What the manifest says of it: never the key."""
@@ -117,8 +117,8 @@ def read_logs(files: Sequence[Path], reading: Reading | None = None, *, progress
         DatasetError: At the first thing that is not as it should be, with file and row.
     """
     reading = reading or Reading()
-    gatherer = Gatherer(reading.order)
-    if not reading.order.by_position:  # where times are equal, files' names decide, and not how they were named
+    gatherer = Gatherer(reading.order, leave_bad_out=reading.on_bad_row == "skip")
+    if reading.order.by != "position":  # where all else is equal, files' names decide, and not how they were given
         files = sorted(files, key=lambda file: (file.name, str(file)))
     with tqdm(
         total=sum(os.stat(file).st_size for file in files if file.exists()),
@@ -131,28 +131,30 @@ def read_logs(files: Sequence[Path], reading: Reading | None = None, *, progress
             for rows in made_ahead(reading.read(file, gatherer.contexts, bar.update)):
                 gatherer.add(rows)
             gatherer.end_file(file)
-    refuse_too_many_bad(gatherer, reading)
-    return gatherer.finish()
+    refuse_too_many_bad(files, gatherer.item.n, gatherer.left_out, reading)
+    events = gatherer.finish()
+    refuse_too_many_bad(files, len(events.item), events.left_out, reading)  # with sessions that contradict themselves
+    return events
 
 
-def refuse_too_many_bad(gatherer: Gatherer, reading: Reading) -> None:
+def refuse_too_many_bad(files: Sequence[Path], n: int, left_out: Mapping[str, int], reading: Reading) -> None:
     """Refuse logs of which too large a part was left out, or nothing is left.
 
     Raises:
         DatasetError: With the numbers of rows by what is wrong with them.
     """
-    bad = {reason: n for reason, n in gatherer.left_out.items() if reason.startswith(BAD)}
-    n_bad, n = sum(bad.values()), gatherer.item.n
+    bad = {reason: n for reason, n in left_out.items() if reason.startswith(BAD)}
+    n_bad = sum(bad.values())
     why = ", ".join(f"{n:,} {reason.removeprefix(BAD)}" for reason, n in sorted(bad.items()))
-    files = ", ".join(str(path) for path, _ in gatherer.sources[:3]) + (", ..." if len(gatherer.sources) > 3 else "")
+    where = ", ".join(str(path) for path in files[:3]) + (", ..." if len(files) > 3 else "")
     if n_bad > reading.bad_rows_at_most * (n + n_bad):
         raise DatasetError(
-            f"{files}: {n_bad:,} of {n + n_bad:,} rows are bad ({why}), expected at most "
+            f"{where}: {n_bad:,} of {n + n_bad:,} rows are bad ({why}), expected at most "
             f"{reading.bad_rows_at_most:.1%}; see what is wrong with --on-bad-row refuse, or allow more with "
             "--bad-rows-at-most"
         )
     if not n:
-        raise DatasetError(f"{files}: no row is left ({sum(gatherer.left_out.values()):,} were left out)")
+        raise DatasetError(f"{where}: no row is left ({sum(left_out.values()):,} were left out)")
 
 
 def made_ahead(blocks: Iterator[Rows]) -> Iterator[Rows]:

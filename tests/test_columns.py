@@ -6,9 +6,7 @@ import datetime
 import gzip
 import json
 import lzma
-import os
-import random
-import shutil
+import math
 import tomllib
 
 import numpy as np
@@ -22,18 +20,19 @@ from test_cli import run
 from test_logs import log_session, write_log
 from test_prepare import real_logs  # noqa: F401  a fixture
 
+import skiprec.formats
+import skiprec.logs
 from skiprec.columns import ColumnMap, SkipMap, load_map, map_from, shipped_maps
 from skiprec.errors import ConfigError, DatasetError
 from skiprec.events import SKIP_LEVEL
-from skiprec.guess import guess
+from skiprec.logs import PATH_IN_HEADER
 from skiprec.mapping import amount, time_of, yes_or_no
 from skiprec.prepare import Manifest, PrepareConfig, prepare_logs
 from skiprec.pseudonyms import pseudonym, read_key
-from skiprec.reading import MSSD, Reading, find_logs, read_logs
+from skiprec.reading import Reading, find_logs, read_logs
 from skiprec.synthetic import synthesize_logs
 
 START = datetime.datetime(2018, 7, 15, 23, 50, tzinfo=datetime.UTC)
-DAMAGED = int(os.environ.get("SKIPREC_DAMAGED", "300"))
 PLAIN = ColumnMap(session="s", item=("i",), order="p", skip=SkipMap(true={"k": 2}))
 
 
@@ -141,15 +140,21 @@ def test_the_shipped_maps_are_these_and_come_back_from_their_own_text():
         assert map_from(tomllib.loads(load_map(name).to_toml()), name) == load_map(name)
 
 
-def test_mssd_by_its_map_is_what_the_fast_path_reads(tmp_path):
-    """The same dataset, odd flags and all."""
+@pytest.mark.parametrize("first_field", [b"session_id", b"./some/log.csv"])
+def test_mssd_by_its_map_is_what_the_fast_path_reads(tmp_path, first_field):
+    """The same dataset, odd flags and all; also where the header begins with a path, which is said."""
     synthesize_logs(tmp_path / "logs", sessions=60, items=80, seed=3, progress=False)
-    (log,) = (tmp_path / "logs").glob("*.csv*")
+    (made,) = (tmp_path / "logs").glob("*.csv*")
+    log = tmp_path / "log.csv"
+    log.write_bytes(gzip.decompress(made.read_bytes()).replace(b"session_id", first_field, 1))
     fast = prepare_logs([log], tmp_path / "fast", progress=False)
     slow = prepare_logs([log], tmp_path / "slow", reading=Reading(on_bad_row="skip"), progress=False)
     assert fast.digests == slow.digests
     assert fast.counts == slow.counts
     assert slow.reading["left_out"] == {}
+    assert (
+        fast.reading["notes"] == slow.reading["notes"] == ({} if first_field == b"session_id" else {PATH_IN_HEADER: 1})
+    )
 
 
 FORMS = [(form, packed) for form in ("csv", "tsv", "jsonl") for packed in ("", ".gz", ".bz2", ".xz", ".zst")]
@@ -215,6 +220,28 @@ def test_sessions_are_cut_as_a_slow_loop_cuts_them(tmp_path_factory, rows, gap_m
     }
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 6)), min_size=1, max_size=40),
+    st.integers(1, 3),
+    st.sampled_from(["time", "rows"]),
+)
+def test_plays_are_in_the_order_of_times_or_rows_as_a_slow_sort_has_them(tmp_path_factory, rows, n_files, order_by):
+    """Times a microsecond apart, over several files: what is between two of them in another file comes between them."""
+    folder = tmp_path_factory.mktemp("order")
+    order = "t" if order_by == "time" else ""
+    columns = ColumnMap(user="u", item=("i",), order=order, order_by=order_by, time_unit="us")
+    files = [
+        [{"u": u, "t": t, "i": f"{number}-{row}"} for row, (u, t) in enumerate(rows[number::n_files])]
+        for number in range(n_files)
+    ]
+    paths = [write(folder / f"{n}.csv", own, columns) for n, own in enumerate(files) if own]
+    expected = {}
+    for play in sorted((p for own in files for p in own), key=lambda play: play["t"] if order else 0):
+        expected.setdefault(play["u"], []).append(play["i"])
+    found = sessions_in(events_of(paths[::-1], columns))
+    assert {name: [item for item, _ in own] for name, own in found.items()} == expected
+
+
 def test_equal_times_stay_in_the_order_of_files_and_rows(tmp_path):
     """Whatever the order in which the files are named."""
     columns = ColumnMap(user="u", item=("i",), order="t", order_by="time", time_unit="s", gap_minutes=1.0)
@@ -260,6 +287,9 @@ BAD = [
     ("a,t,2,maybe", "k is 'maybe', expected true or false, yes or no, 1 or 0"),
     ("a,t,2", "3 fields, expected 4"),
     ("a,t,2,0,9", "5 fields, expected 4"),
+    ("a,t,2,0\r,", "a carriage return within the line, expected it at its end or nowhere"),
+    ("a,\0,2,0", "holds a NUL byte, expected text"),
+    (b"a,\xff,2,0", "byte 0xff is not UTF-8 text, expected a UTF-8 file"),
     ('a,"t,2,0', "a quote that does not end in its line, expected none or two"),
 ]
 
@@ -269,7 +299,7 @@ def test_a_wrong_row_is_refused_with_its_place_or_left_out_and_counted(tmp_path,
     """Row 3, the header being row 1; what is around it stays, with its own row numbers in later errors."""
     good = ["a,x,1,0", line, "a,y,2,1", "a,z,3,0"]
     path = tmp_path / "log.csv"
-    path.write_text("\n".join(["s,i,p,k", *good]) + "\n")
+    path.write_bytes(b"".join((x if isinstance(x, bytes) else x.encode()) + b"\n" for x in ["s,i,p,k", *good]))
     with pytest.raises(DatasetError) as caught:
         events_of([path], PLAIN)
     assert str(caught.value) == f"{path}, row 3: {message}"
@@ -278,9 +308,56 @@ def test_a_wrong_row_is_refused_with_its_place_or_left_out_and_counted(tmp_path,
     assert sum(events.left_out.values()) == 1
     with pytest.raises(DatasetError, match=r"1 of 4 rows are bad \(1 .*\), expected at most 24.0%"):
         events_of([path], PLAIN, on_bad_row="skip", bad_rows_at_most=0.24)
-    path.write_text(path.read_text() + "a,again,3,0\n")
-    with pytest.raises(DatasetError, match=r"row 6: session 'a', position 3 is already in .*row 5, expected each"):
-        events_of([path], PLAIN, on_bad_row="skip", bad_rows_at_most=0.5)
+
+
+def test_rows_keep_the_files_numbers_where_others_are_left_out(tmp_path):
+    columns = dataclasses.replace(PLAIN, skip=SkipMap(event="k", events={"play": 0}))
+    rows = [{"s": "a", "i": "t", "p": p, "k": k} for p, k in ((1, "play"), (1, "open"), (2, "play"), (1, "play"))]
+    with pytest.raises(DatasetError) as caught:
+        events_of([write(tmp_path / "log.csv", rows, columns)], columns)
+    path = tmp_path / "log.csv"
+    assert str(caught.value) == (
+        f"{path}, row 5: session 'a', position 1 is already in {path}, row 2, expected each position once"
+    )
+
+
+def test_sessions_that_contradict_themselves_are_left_out_and_counted(tmp_path):
+    """A position twice, over two files and among whole sessions; two lengths."""
+    columns = dataclasses.replace(PLAIN, session_length="n")
+    rows = [{"s": s, "i": f"t{p}", "p": p, "k": 0, "n": 3} for s in "abcd" for p in (1, 2, 3)]
+    again = [{"s": "b", "i": "t9", "p": 2, "k": 0, "n": 3}, {"s": "d", "i": "t9", "p": 4, "k": 0, "n": 4}]
+    paths = [write(tmp_path / "1.csv", rows, columns), write(tmp_path / "2.csv", again, columns)]
+    with pytest.raises(DatasetError, match=r"2\.csv, row 2: session 'b', position 2 is already in .*1\.csv, row 6"):
+        events_of(paths, columns)
+    events = events_of(paths, columns, on_bad_row="skip", bad_rows_at_most=8 / 14)
+    plays_of = [("t1", 0), ("t2", 0), ("t3", 0)]
+    found = sessions_in(events)
+    assert {name: found[name] for name in found if found[name]} == {"a": plays_of, "c": plays_of}
+    assert events.left_out == {"bad sessions with a position twice": 4, "bad sessions of two lengths": 4}
+    with pytest.raises(DatasetError, match=r"8 of 14 rows are bad \(4 sessions of two lengths, 4 sessions with a posi"):
+        events_of(paths, columns, on_bad_row="skip", bad_rows_at_most=0.57)
+    with pytest.raises(DatasetError, match=r"4 of 4 rows are bad \(4 sessions with a position twice\)"):
+        events_of([write(tmp_path / "3.csv", rows[3:6] + again[:1], columns)], columns, on_bad_row="skip")
+
+
+@pytest.mark.parametrize(("form", "row"), [("csv", 3), ("jsonl", 2)])
+@pytest.mark.parametrize("length", [301, 3000])
+def test_a_line_beyond_the_limit_is_refused_by_its_row(tmp_path, monkeypatch, form, row, length):
+    """Whether it ends or not, and in whatever block; one that is shorter is read."""
+    monkeypatch.setattr(skiprec.logs, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(skiprec.logs, "LONGEST_LINE", 300)
+    columns = dataclasses.replace(PLAIN, format=form)
+    rows = [{"s": "a", "i": "t" * n, "p": p, "k": 0} for p, n in ((1, 200), (2, length), (3, 1))]
+    path = write(tmp_path / f"log.{form}", rows, columns)
+    refused = f"{path}, row {row}: a line is longer than 300 bytes, expected shorter ones"
+    for end in (b"", b"\n"):
+        for content in (path.read_bytes(), path.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[0] + end):
+            (tmp_path / "cut").write_bytes(content)
+            with pytest.raises(DatasetError) as caught:
+                events_of([tmp_path / "cut"], columns)
+            assert str(caught.value) == refused.replace(str(path), str(tmp_path / "cut"))
+    monkeypatch.setattr(skiprec.logs, "LONGEST_LINE", length + 100)
+    assert len(events_of([path], columns).item) == 3
 
 
 @pytest.mark.parametrize(
@@ -299,6 +376,40 @@ def test_a_file_that_is_no_such_table_is_refused(tmp_path, content, message):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DatasetError, match=f"log.csv(, |: ){message}"):
         events_of([path], PLAIN)
+
+
+def test_a_row_group_beyond_the_limit_is_refused_by_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(skiprec.formats, "LARGEST_ROW_GROUP", 2000)
+    columns = dataclasses.replace(PLAIN, format="parquet")
+    rows = pa.Table.from_pylist([{"s": "a", "i": f"track-{p}", "p": p, "k": False} for p in range(1, 101)])
+    pq.write_table(rows, tmp_path / "small.parquet", row_group_size=10)
+    assert len(events_of([tmp_path / "small.parquet"], columns).item) == 100
+    pq.write_table(rows, tmp_path / "large.parquet", row_group_size=100)
+    with pytest.raises(
+        DatasetError, match=r"large.parquet, rows from 1: a row group of [\d,]+ bytes, expected at most 2,0"
+    ):
+        events_of([tmp_path / "large.parquet"], columns)
+
+
+def test_texts_of_parquet_that_are_no_text_are_refused_by_their_row(tmp_path):
+    """Which parquet lets pass, and nothing after it would."""
+    texts = pa.Array.from_buffers(pa.string(), 3, pa.array([b"ok", b"b\xffd", b"ok"]).buffers())
+    table = pa.table({"s": ["a"] * 3, "i": texts, "p": [1, 2, 3], "k": [False] * 3})
+    pq.write_table(table, tmp_path / "log.parquet")
+    with pytest.raises(DatasetError) as caught:
+        events_of([tmp_path / "log.parquet"], dataclasses.replace(PLAIN, format="parquet"))
+    assert str(caught.value) == f"{tmp_path / 'log.parquet'}, row 2: i holds b'b\\xffd', expected UTF-8 text"
+
+
+def test_what_a_row_does_not_say_of_its_context_is_none(tmp_path):
+    """Of several columns the texts are joined."""
+    rows = [{"s": "a", "i": "t", "p": p, "k": 0, "c": c, "d": d} for p, c, d in ((1, "x", 1), (2, "", 2), (3, "x", 1))]
+    for names, expected in (((), ["none"]), (("c",), ["none", "x"]), (("c", "d"), ["none / 2", "x / 1"])):
+        columns = dataclasses.replace(PLAIN, context=names)
+        events = events_of([write(tmp_path / "log.csv", rows, columns)], columns)
+        assert events.context_types == expected
+        context = np.repeat(events.runs.context, events.runs.n_rows).tolist()
+        assert [expected[c] for c in context] == [expected[-1], expected[0], expected[-1]]
 
 
 def test_positions_without_a_length_have_to_be_whole(tmp_path):
@@ -368,6 +479,12 @@ GOOD = {"session": "s", "item": "i", "order": "p"}
         ({**GOOD, "skip": {"played": "k"}}, "my: skip: played goes with below"),
         ({**GOOD, "header": False}, "my: header is false, expected columns"),
         ({**GOOD, "header": False, "columns": ["s", "i"]}, "my: p: not among columns"),
+        ({**GOOD, "header": False, "columns": ["s", "i", "p", "p"]}, "my: columns has p 2 times, expected it once"),
+        ({**GOOD, "item": ["i", ""]}, "my: a column's name is empty"),
+        ({**GOOD, "quote": "''"}, """my: quote is "''", expected one character"""),
+        ({**GOOD, "quote": ","}, "my: quote is ',', expected one character"),
+        ({**GOOD, "gap_minutes": math.nan}, "my: gap_minutes and the thresholds of below are numbers"),
+        ({**GOOD, "skip": {"played": "k", "below": [[math.inf, 2]]}}, "my: gap_minutes and the thresholds of below"),
     ],
 )
 def test_a_map_that_cannot_be_is_refused_with_its_key(told, message):
@@ -382,38 +499,6 @@ def test_a_map_that_is_not_there_names_those_that_are(tmp_path):
     (tmp_path / "my.toml").write_text("session = ")
     with pytest.raises(ConfigError, match="is not TOML"):
         load_map(str(tmp_path / "my.toml"))
-
-
-@pytest.mark.parametrize("name", ["yambda", "kuairand", "recbole", "tenrec"])
-def test_a_log_of_a_known_form_is_recognised(tmp_path, name):
-    assert f"--columns {name} would do" in guess(made_up(tmp_path, name))
-
-
-def test_a_guess_can_be_used_as_it_is(tmp_path):
-    """Of a log with a session, a position and a skip; of one with users, times and events."""
-    one = write(
-        tmp_path / "one.csv",
-        [{"session": s, "pos": p, "song": f"t{p}", "skipped": p % 2} for s in "ab" for p in range(1, 7)],
-        PLAIN,
-    )
-    two = write(
-        tmp_path / "two.jsonl",
-        [
-            {"user": u, "ts": 1_500_000_000 + 60 * n, "track": f"t{n}", "action": "skip" if n else "like"}
-            for u in "ab"
-            for n in range(6)
-        ],
-        ColumnMap(format="jsonl", session="s", item=("i",), order="p"),
-    )
-    for path, n_skipped in ((one, 6), (two, 10)):
-        (tmp_path / "my.toml").write_text(guess(path))
-        reading = Reading(columns=load_map(str(tmp_path / "my.toml")))
-        config = PrepareConfig(min_length=4, max_length=6)
-        made = prepare_logs([path], tmp_path / path.stem, config=config, reading=reading, progress=False)
-        assert made.counts["sessions"] == 2
-        assert made.counts["skipped"] == n_skipped
-    with pytest.raises(DatasetError, match="no column looks like the item"):
-        guess(write(tmp_path / "three.csv", [{"a": 1}], PLAIN))
 
 
 def test_pseudonyms_hide_ids_and_keep_sessions_together(tmp_path):
@@ -433,6 +518,7 @@ def test_pseudonyms_hide_ids_and_keep_sessions_together(tmp_path):
         ids = set(pd.read_parquet(out / "items.parquet")["item_id"])
         assert ids == {pseudonym(r["i"], read_key(key), "item") if items else r["i"] for r in rows}
         assert Manifest.read(out).reading["pseudonyms"] == ["sessions", "items"][: 1 + items]
+        assert Manifest.read(out).sources == [{"rows": 3}, {"rows": 3}]
         for path in out.iterdir():
             assert b"alice" not in path.read_bytes()
             assert b"a secret" not in path.read_bytes()
@@ -481,83 +567,8 @@ def test_mssd_as_it_really_comes_is_read_right_or_refused(real_logs, tmp_path, n
         return
     made = prepare_logs([path], tmp_path / "data", config=config, progress=False)
     assert {key: made.counts[key] for key in outcome} == outcome
+    assert ("path" in name) == (made.reading["notes"] == {PATH_IN_HEADER: 1})
     assert pd.read_parquet(tmp_path / "data" / "sessions.parquet")["date"].astype(str).str.startswith("2018-").all()
-
-
-STRAY = [b'"', b"'", b"\0", b",", b"\t", b"\n", b"\r", b"{", b"]", b"\xff\xfe", b"\xef\xbb\xbf"]
-
-
-def damaged(content, draw):
-    """Bytes with one or a few of the things that happen to files."""
-    for _ in range(draw.randint(1, 3)):
-        at = draw.randrange(len(content)) if content else 0
-        before, after = content[:at], content[at:]
-        what = draw.randrange(8)
-        if what == 0 and content:
-            content = before + bytes([after[0] ^ 1 << draw.randrange(8)]) + after[1:]
-        elif what == 1:
-            content = before
-        elif what == 2:
-            content = before + draw.choice(STRAY) + after
-        elif what == 3:
-            content = before + b"9" * draw.choice([30, 5000, 70_000]) + after
-        elif what == 4:
-            content = before + after[draw.randint(1, 40) :]
-        elif what == 5:
-            content = content.decode("utf-8", "replace").encode(draw.choice(["utf-16", "latin-1"]), "replace")
-        elif what == 6:
-            content = before + content[: draw.randint(1, 200)] + after
-        else:
-            lines = content.split(b"\n")
-            draw.shuffle(lines)
-            content = b"\n".join(lines)
-    return content
-
-
-def refusal(path, out, reading):
-    """What preparing the log is refused with, if it is."""
-    try:
-        prepare_logs([path], out, config=PrepareConfig(min_length=4, max_length=6), reading=reading, progress=False)
-    except DatasetError as error:
-        return str(error)
-    return None
-
-
-def test_a_damaged_log_ends_well_or_in_an_error_that_names_its_file(tmp_path):
-    """Of every form and packing: no other exception, and no folder half made. SKIPREC_DAMAGED=10000 is the full one."""
-    draw = random.Random(8)
-    rows = [
-        {"s": f"s{s}", "u": f"u{s % 3}", "i": f"t{t}é", "p": t, "t": 1_500_000_000 + 60 * t, "k": t % 2, "d": 1.5}
-        for s in range(6)
-        for t in range(1, 7)
-    ]
-    maps = []
-    for form in ("csv", "tsv", "jsonl", "parquet"):
-        maps.append(ColumnMap(format=form, session="s", item=("i",), order="p", skip=SkipMap(true={"k": 2})))
-        maps.append(ColumnMap(format=form, user="u", item=("i",), order="t", order_by="time", gap_minutes=5.0,
-                              skip=SkipMap(played="d", below=((2.0, 2),))))  # fmt: skip
-    whole = [(c, write(tmp_path / f"whole.{c.format}", rows, c).read_bytes()) for c in maps]
-    mssd = write_log(tmp_path / "mssd.csv", [r for s in range(6) for r in log_session(f"s{s}", list("abcd"))])
-    whole.append((MSSD, mssd.read_bytes()))
-    ended = {"well": 0, "refused": 0}
-    for number in range(DAMAGED):
-        columns, content = draw.choice(whole)
-        content = damaged(content, draw)
-        suffix = draw.choice(["", "", ".gz", ".bz2", ".xz"]) if columns.format != "parquet" else ""
-        if suffix:
-            pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
-            content = damaged(pack(content), draw) if draw.random() < 0.5 else pack(content)
-        path = tmp_path / f"log-{number}.{columns.format}{suffix}"
-        path.write_bytes(content)
-        reading = Reading(columns=columns, on_bad_row=draw.choice(["refuse", "skip"]), bad_rows_at_most=0.5)
-        error = refusal(path, tmp_path / "out", reading)
-        ended["refused" if error else "well"] += 1
-        assert error is None or path.name in error, content[:200]
-        assert (tmp_path / "out").exists() == (error is None)
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        assert not list(tmp_path.glob(".out*"))
-        path.unlink()
-    assert min(ended.values()) > DAMAGED // 20
 
 
 @pytest.mark.slow
