@@ -8,6 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -26,10 +27,14 @@ AHEAD = 4
 """How many rows before it is worked on a row is asked for: each is at a random place, and slow to come."""
 LINE_BYTES = 64
 """Of a cache."""
+IS_EXPORTED = (Path(__file__).parents[2] / "MLmodel").exists()
+"""Whether this is the copy that an exported model carries."""
 
 
 def compiled(function: Callable[..., None], **options: Any) -> Callable[..., None]:
     """Compile a loop at its first call; the code is kept beside the source, or in the user's cache folder.
+
+    Not beside an exported model's own copy: the model stays as it is, and Numba would unpickle what it finds there.
 
     Arrays are indexed one by one: loops over what was unpacked from an array are not vectorised (Numba 0.68), and take
     three times as long.
@@ -37,7 +42,7 @@ def compiled(function: Callable[..., None], **options: Any) -> Callable[..., Non
     # Unwrapped: a test run checks the shapes of every function by a wrapper, which Numba cannot compile.
     function = inspect.unwrap(function)
     try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True, **options)(function)
+        return numba.njit(nogil=True, error_model="numpy", cache=not IS_EXPORTED, **options)(function)
     except RuntimeError:  # there is no folder that can be written, as in a container: compile in every process
         return numba.njit(nogil=True, error_model="numpy", **options)(function)
 

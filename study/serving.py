@@ -87,9 +87,7 @@ def _load_pyfunc(data_path: str) -> Served:
     """
     folder = Path(data_path)
     if ".." in folder.parts or not (folder.parent.parent / "MLmodel").exists():
-        raise CheckpointError(
-            f"{folder}: MLmodel leads outside of its own folder; expected its `data` to be data/model"
-        )
+        raise CheckpointError(f"{folder}: MLmodel leads outside of its own folder, expected `data: data/model`")
     recommender = Recommender.load(folder)
     for n in (1, 2):  # loops are compiled here and not while somebody waits
         recommender.recommend_many([Session(recommender.item_ids[:1])] * n, k=1)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,12 +14,14 @@ import mlflow.pyfunc
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import small_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
+from mlflow.pyfunc import scoring_server
 from test_recommend import scraps
 from test_study import RECIPE, command, run
 from test_ui import free_port
@@ -27,7 +30,7 @@ from skiprec.dataset import Sessions, load_dataset
 from skiprec.errors import CheckpointError, OutputError
 from skiprec.evaluation import ModelScorer
 from skiprec.prepare import prepare_logs
-from skiprec.recommend import Recommender
+from skiprec.recommend import Recommender, served
 from skiprec.requests import Session
 from skiprec.run import Run, load_model, load_recommender
 from skiprec.synthetic import synthesize_logs
@@ -131,12 +134,12 @@ def test_a_thousand_sessions_have_the_same_scores_and_best_wherever_they_are_ask
     assert torch.allclose(program(items, lengths, levels), scores, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def server(work):
-    """`mlflow models serve` on loopback: its address."""
-    port = free_port()
+@pytest.fixture(scope="module", params=KINDS)
+def server(work, request):
+    """`mlflow models serve` on loopback: which kind it serves, and its address."""
+    port, model = free_port(), work / f"{request.param}-model"
     process = subprocess.Popen(
-        command("mlflow", "models", "serve", "-m", work / "told-model", "--env-manager", "local", "--port", port),
+        command("mlflow", "models", "serve", "-m", model, "--env-manager", "local", "--port", port),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -151,7 +154,7 @@ def server(work):
                 break
             except OSError:
                 time.sleep(0.2)
-        yield address
+        yield request.param, address
     finally:
         os.killpg(process.pid, 15)
         process.wait()
@@ -171,17 +174,20 @@ def post(address, body):
 
 
 def test_a_served_model_answers_as_the_loaded_one(work, asked, server):
-    """Over HTTP, all thousand at once, by the model that is told skip levels."""
+    """Over HTTP, all thousand at once; the loaded one answers as the trainer scores, as is shown above."""
+    kind, address = server
     rows = [{"items": list(s.items), "skip_levels": list(s.skip_levels)} for s in asked]
-    status, answer = post(server, {"dataframe_records": rows, "params": {"exclude": "nothing", "k": 20}})
+    status, answer = post(address, {"dataframe_records": rows, "params": {"exclude": "nothing", "k": 20}})
     assert status == 200
-    expected = mlflow.pyfunc.load_model(str(work / "told-model")).predict(frame(asked), params={"exclude": "nothing"})
+    expected = mlflow.pyfunc.load_model(str(work / f"{kind}-model")).predict(
+        frame(asked), params={"exclude": "nothing"}
+    )
     assert len(answer["predictions"]) == ASKED
     for found, own in zip(answer["predictions"], expected.to_dict("records"), strict=True):
         assert found["scores"] == pytest.approx(own["scores"], abs=1e-5)
         assert found["items"] == own["items"]
-    example = json.loads((work / "told-model" / "serving_input_example.json").read_text())
-    assert post(server, example)[0] == 200
+    example = json.loads((work / f"{kind}-model" / "serving_input_example.json").read_text())
+    assert post(address, example)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -199,23 +205,72 @@ def test_a_served_model_answers_as_the_loaded_one(work, asked, server):
     ],
 )
 def test_a_served_model_answers_a_wrong_request_with_400(server, body):
-    status, answer = post(server, body)
+    status, answer = post(server[1], body)
     assert status == 400
     assert answer["error_code"] in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
-def test_an_exported_model_needs_nothing_that_trains(work):
-    """And nothing of studies: it carries the few modules that it is loaded with."""
+json_scraps = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+names = st.sampled_from(["items", "skip_levels", "k", "x"])
+columns = st.dictionaries(names, st.lists(st.text(max_size=3) | json_scraps, max_size=3) | json_scraps, max_size=3)
+tables = st.lists(columns, max_size=3) | columns | json_scraps
+split = st.fixed_dictionaries({}, optional={"columns": st.lists(names | json_scraps), "data": tables, "index": tables})
+
+
+@settings(max_examples=FUZZED, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    form=st.sampled_from(["dataframe_records", "dataframe_split", "inputs", "instances", "sessions"]),
+    body=tables | split,
+    params=st.none() | st.dictionaries(st.sampled_from(["k", "exclude", "x"]), json_scraps) | json_scraps,
+)
+def test_whatever_a_server_is_sent_it_answers_or_refuses_as_a_bad_request(pyfunc, form, body, params):
+    """By the very function that `mlflow models serve` answers with."""
+    loaded, _ = pyfunc
+    text = json.dumps({form: body, "params": params})
+    try:
+        status = scoring_server.invocations(text, "application/json", loaded, loaded.metadata.get_input_schema()).status
+    except MlflowException as error:
+        status = error.get_http_status_code()
+    assert status in (200, 400)
+
+
+@pytest.mark.parametrize("place", ["../../elsewhere", "data/../../elsewhere/data/model", "{work}/bi"])
+def test_a_model_whose_own_metadata_leads_out_of_it_is_refused(work, tmp_path, place):
+    """MLmodel names the folder of the weights: by a path that climbs, or one of its own."""
+    model = tmp_path / "model"
+    shutil.copytree(work / "uni-model", model)
+    meta = yaml.safe_load((model / "MLmodel").read_text())
+    meta["flavors"]["python_function"]["data"] = place.format(work=work)
+    (model / "MLmodel").write_text(yaml.safe_dump(meta))
+    with pytest.raises(CheckpointError, match="MLmodel leads outside of its own folder, expected `data: data/model`"):
+        mlflow.pyfunc.load_model(str(model))
+    # Read without MLflow, its metadata is not looked at.
+    assert served(model) == model / "data" / "model"
+
+
+def test_an_exported_model_needs_nothing_that_trains_and_unpickles_nothing(work):
+    """Nor anything of studies: it carries the few modules that it is loaded with, and stays as it was."""
+    model = work / "uni-model"
+    before = {path: path.stat().st_mtime_ns for path in model.rglob("*.*") if "__pycache__" not in path.parts}
     code = f"""
 import sys, mlflow.pyfunc
-model = mlflow.pyfunc.load_model({str(work / "uni-model")!r})
+def watch(event, arguments):
+    assert event != "pickle.find_class", arguments
+sys.addaudithook(watch)
+model = mlflow.pyfunc.load_model({str(model)!r})
 model.predict(model.input_example)
 import skiprec
 print(skiprec.__file__, [m for m in ("optuna", "skiprec.trainer", "skiprec.prepare", "study.run") if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"{work / 'uni-model' / 'code' / 'skiprec' / '__init__.py'} []"
+    assert done.stdout.splitlines()[-1] == f"{model / 'code' / 'skiprec' / '__init__.py'} []"
+    after = {path: path.stat().st_mtime_ns for path in model.rglob("*.*") if path.suffix != ".pyc"}
+    assert after == before
 
 
 def test_nothing_in_an_exported_model_is_a_pickle_or_names_the_machine(work):
