@@ -47,6 +47,8 @@ class Subject:
     """Not run at more: it would not fit the memory of a usual machine, or take hours."""
     group: str = ""
     """A name by which --only takes several."""
+    on_gpu: bool = False
+    """Whether --device cuda reaches it; others are left out then."""
     any_size: bool = True
     """False: what it measures does not depend on the catalogue, so it is run once a round."""
 
@@ -66,12 +68,12 @@ def subject(name: str, title: str, program: str, measures: tuple, **others) -> S
 
 REPLAY = {"program": "peer_replay.py", "environment": "replay"}
 ALL = (
-    subject("skiprec", "skiprec", "project.py", (*TRAIN, CANDIDATES)),
-    subject("skiprec-s-plus", "skiprec, S+ item", "project.py", SESSION, variant="s-plus"),
+    subject("skiprec", "skiprec", "project.py", (*TRAIN, CANDIDATES), on_gpu=True),
+    subject("skiprec-s-plus", "skiprec, S+ item", "project.py", SESSION, variant="s-plus", on_gpu=True),
     subject("floor", "floor", "floor.py", BOUND),
-    subject("plain", "plain PyTorch, fused Adam", "peer_plain.py", (*TRAIN, CANDIDATES)),
+    subject("plain", "plain PyTorch, fused Adam", "peer_plain.py", (*TRAIN, CANDIDATES), on_gpu=True),
     subject("plain-malloc", "the same, freed memory kept", "peer_plain.py", TRAIN, variant="malloc"),
-    subject("plain-sparse", "the same, SparseAdam", "peer_plain.py", TRAIN, variant="sparse"),
+    subject("plain-sparse", "the same, SparseAdam", "peer_plain.py", TRAIN, variant="sparse", on_gpu=True),
     subject("replay", "RePlay SasRec", measures=(*TRAIN, CANDIDATES, CATALOGUE), **REPLAY),
     subject("replay-fast", "RePlay SasRec, fused Adam", measures=TRAIN, variant="fast", **REPLAY),
     subject(
@@ -121,6 +123,8 @@ def main() -> None:
     subjects = [s for s in ALL if {s.name, s.group} & set(options.only)] if options.only else list(ALL)
     if not options.only and not options.peers:
         subjects = [s for s in subjects if not s.environment]
+    if options.device == "cuda":
+        subjects = [s for s in subjects if s.on_gpu]
     pythons = environments({s.environment for s in subjects})
     rows = run_rounds(subjects, pythons, options)
     add_ratios(rows)
@@ -147,6 +151,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="times that everything is run")
     parser.add_argument("--seconds", type=float, default=5.0, help="that one subject measures in one round")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every subject")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: of whom can train there")
     parser.add_argument("--quick", action="store_true", help="one round of a blink")
     parser.add_argument("--out", type=Path, default=CACHE / "bench.json", help="the JSON file to write")
     options = parser.parse_args()
@@ -207,6 +212,7 @@ def run_once(
         return {"error": f"its environment could not be made: {python}"}
     command = [python, str(SUBJECTS / subject.program), "--measure", measure, "--mode", mode, "--items", str(items)]
     command += ["--seconds", str(options.seconds), "--threads", str(options.threads), "--variant", subject.variant]
+    command += ["--device", options.device] if subject.on_gpu else []
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     environment |= {"PYTHONPATH": path} if not subject.environment else {"PYTHONPATH": ""}
@@ -330,6 +336,7 @@ def table_of_rows(rows: list[dict]) -> str:
         "p99 ms": ("p99_seconds", 1000, ",.1f"),
         "reading ms": ("reading_seconds", 1000, ",.1f"),
         "peak MiB": ("peak_mib", 1, ",.0f"),
+        "GPU MiB": ("gpu_peak_mib", 1, ",.0f"),
         "ratio": ("ratio", 1, ",.2f"),
         "others %": ("others_share", 100, ".0f"),
     }
@@ -391,7 +398,9 @@ def about(options: argparse.Namespace) -> dict:
         "commit": git("rev-parse", "HEAD"),
         "changed_files": bool(git("status", "--porcelain", "--untracked-files=no")),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": {name: getattr(options, name) for name in ("sizes", "rounds", "seconds", "threads", "quick")},
+        "settings": {
+            name: getattr(options, name) for name in ("sizes", "rounds", "seconds", "threads", "device", "quick")
+        },
     }
 
 

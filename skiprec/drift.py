@@ -33,17 +33,29 @@ class Drift:
     def __init__(
         self, step: Float[Tensor, ""], betas: tuple[float, float], eps: float, capacity: int, dtype: torch.dtype
     ) -> None:
-        self.now = 0
         self.beta1, self.beta2 = betas
         self.eps = eps
         self.dtype = dtype
-        # The step of each slot; slot 0 stands for the rows of the last flush.
-        self.steps = step + torch.arange(capacity + 1, dtype=torch.float64, device=step.device)  # (S,)
-        # b_1, about which moments are taken.
-        self.reference = ((1 - self.beta2 ** (self.steps + 1)) / self.beta2).sqrt()
-        self.moments = torch.zeros(4, capacity + 1, dtype=torch.float64, device=step.device)
+        device = step.device
+        self._slots = torch.arange(capacity + 1, dtype=torch.float64, device=device)
+        # All that a step changes is changed where it is: a captured CUDA graph goes on with the same memory.
+        self.steps = torch.empty_like(self._slots)
+        self.reference = torch.empty_like(self._slots)
+        self.moments = torch.empty(4, capacity + 1, dtype=torch.float64, device=device)
+        self.slot = torch.empty((), dtype=torch.int32, device=device)
+        self.coefficients = torch.empty(capacity + 1, 6, dtype=dtype, device=device)
         self.rates: list[Float[Tensor, ""]] = []
-        self.slot = torch.zeros((), dtype=torch.int32, device=step.device)
+        self.restart(step)
+
+    def restart(self, step: Float[Tensor, ""]) -> None:
+        """All rows are up to date: nothing is left to be made up for."""
+        # The step of each slot; slot 0 stands for the rows of the last flush.
+        torch.add(self._slots, step, out=self.steps)
+        # b_1, about which moments are taken.
+        torch.sqrt((1 - self.beta2 ** (self.steps + 1)) / self.beta2, out=self.reference)
+        self.moments.zero_()
+        self.slot.zero_()
+        self.rates.clear()
         self._refresh()
 
     def advance(self, step: Float[Tensor, ""], rate: Float[Tensor, ""]) -> None:
@@ -57,8 +69,7 @@ class Drift:
         for moment in self.moments:
             moment += term
             term = term * x
-        self.now += 1
-        self.slot = (step - self.steps[0]).int()
+        self.slot.copy_(step - self.steps[0])
         if self.dtype == torch.float64:
             self.rates.append(rate)
         self._refresh()
@@ -78,7 +89,7 @@ class Drift:
         e1, e2 = (self.eps * self.reference * (1 + mean + x) for x in (x1, x2))
         missed = (self.steps[0] + self.slot - self.steps).clamp(min=0)
         rows = (c1 + c2, c1 * e2 + c2 * e1, e1 + e2, e1 * e2, self.beta1**missed, self.beta2**missed)
-        self.coefficients = torch.stack(rows, dim=1).to(self.dtype)  # (S, 6)
+        self.coefficients.copy_(torch.stack(rows, dim=1))
 
     def apply(
         self, fetched: Float[Tensor, "n 3 D"], slots: Int[Tensor, " n"], out: Float[Tensor, "n D"]

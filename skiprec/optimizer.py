@@ -14,7 +14,7 @@ from torch import Tensor
 
 from skiprec.device import use_huge_pages
 from skiprec.drift import Drift
-from skiprec.touched_rows import Groups, group_ids, has_kernels, sums
+from skiprec.touched_rows import Groups, group_ids, has_gpu_kernels, has_kernels, sums
 
 # R rows of a table, D width, n rows at a time, S slots (a slot is a step since the last flush).
 
@@ -91,12 +91,16 @@ class DeferredAdam(torch.optim.Optimizer):
         state = self.state[table]
         state["step"] = torch.zeros((), dtype=torch.float64, device=table.device)
         state["exp_avg"], state["exp_avg_sq"] = storage[:, 1], storage[:, 2]
-        self._start_deferring(table, group)
-
-    def _start_deferring(self, table: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[table]
         state["slot"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
         state["drift"] = Drift(state["step"], group["betas"], group["eps"], self.max_deferred, table.dtype)
+        state["n_deferred"] = 0
+
+    def _start_deferring(self, table: Tensor) -> None:
+        """Every row is up to date."""
+        state = self.state[table]
+        state["slot"].zero_()
+        state["drift"].restart(state["step"])
+        state["n_deferred"] = 0
 
     @torch.no_grad()
     def read(self, table: Tensor, rows: Int[Tensor, " n"], out: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
@@ -112,6 +116,10 @@ class DeferredAdam(torch.optim.Optimizer):
             from skiprec.row_kernels import over_rows, read_rows
 
             over_rows(read_rows, len(rows), *self._arrays(table), rows, out)
+        elif has_gpu_kernels(table):
+            from skiprec import gpu_kernels
+
+            gpu_kernels.read_rows(*self._arrays(table), rows, out)
         else:
             for part in parts(len(rows), table.device):
                 fetched = self._storage(table).index_select(0, rows[part])
@@ -156,7 +164,21 @@ class DeferredAdam(torch.optim.Optimizer):
                 )
             # Not coalesced: that would write all values once more.
             self._update(table, param_group, groups or group_ids(table.grad._indices()[0]), table.grad._values())
+            if not (table.is_cuda and torch.cuda.is_current_stream_capturing()):
+                self._note_step(table)
         return loss
+
+    @torch.no_grad()
+    def note_replay(self) -> None:
+        """Say that a captured CUDA graph has replayed a step: it does what a step does on the device, and no more."""
+        for table, _ in self._tables():
+            self._note_step(table)
+
+    def _note_step(self, table: Tensor) -> None:
+        state = self.state[table]
+        state["n_deferred"] += 1
+        if state["n_deferred"] == self.max_deferred:
+            self._flush(table)
 
     def _update(self, table: Tensor, param_group: dict[str, Any], groups: Groups, gradients: Tensor) -> None:
         state, (beta1, beta2) = self.state[table], param_group["betas"]
@@ -183,6 +205,25 @@ class DeferredAdam(torch.optim.Optimizer):
                 gradients,
                 numbers,
             )
+        elif has_gpu_kernels(table):
+            from skiprec import gpu_kernels
+
+            storage, slots, coefficients = self._arrays(table)
+            factor, scale = factor.to(table.dtype), scale.to(table.dtype)
+            gpu_kernels.update_rows(
+                storage,
+                slots,
+                drift.slot,
+                coefficients,
+                (groups.rows, groups.order, groups.edges),
+                gradients,
+                factor,
+                scale,
+                param_group["betas"],
+                eps,
+            )
+            drift.advance(state["step"], rate)
+            return
         else:
             rows, gradient = groups.rows, sums(groups, gradients)
             storage = self._storage(table)
@@ -198,17 +239,15 @@ class DeferredAdam(torch.optim.Optimizer):
         drift.advance(state["step"], rate)
         # Not index_fill_: with a tensor for its value that waits for the device.
         state["slot"].index_copy_(0, groups.rows, drift.slot.expand(len(groups.rows)))
-        if drift.now == self.max_deferred:
-            self._flush(table, param_group)
 
     @torch.no_grad()
     def flush(self) -> None:
         """Bring every row up to date. Weights and moments are then Adam's, to be read as they are."""
-        for table, group in self._tables():
-            if self.state[table]["drift"].now > 0:
-                self._flush(table, group)
+        for table, _ in self._tables():
+            if self.state[table]["n_deferred"] > 0:
+                self._flush(table)
 
-    def _flush(self, table: Tensor, group: dict[str, Any]) -> None:
+    def _flush(self, table: Tensor) -> None:
         state = self.state[table]
         if self._has_kernels(table):
             from skiprec.row_kernels import flush_rows, over_rows
@@ -221,7 +260,7 @@ class DeferredAdam(torch.optim.Optimizer):
                 decay1, decay2 = state["drift"].apply(fetched, state["slot"][part], weights)
                 first.mul_(decay1)
                 second.mul_(decay2)
-        self._start_deferring(table, group)
+        self._start_deferring(table)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim.Adam's, with every row up to date."""
@@ -248,9 +287,11 @@ class DeferredAdam(torch.optim.Optimizer):
         for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group |= {name: value for name, value in loaded.items() if name != "params"}
         for index, (table, group) in enumerate(self._tables()):
+            state = self.state[table]
             for name in ("step", "exp_avg", "exp_avg_sq"):
-                self.state[table][name].copy_(state_dict["state"][index][name])
-            self._start_deferring(table, group)
+                state[name].copy_(state_dict["state"][index][name])
+            state["drift"] = Drift(state["step"], group["betas"], group["eps"], self.max_deferred, table.dtype)
+            self._start_deferring(table)
 
 
 def parts(n: int, device: torch.device) -> Iterator[slice]:

@@ -12,3 +12,31 @@ from skiprec.seeds import derive_seed
 def generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
     """A generator on the device, seeded by the parts that name what it is for."""
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
+
+
+class Draws:
+    """The generators of a step's draws, one for each purpose; they stay the same objects from step to step.
+
+    So a captured CUDA graph can hold them: they are seeded between its replays, never within.
+
+    Args:
+        device: Where is drawn.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = device
+        self.generators: dict[str, torch.Generator] = {}
+        self.step: tuple[int | str, ...] = ()
+
+    def start(self, *step: int | str) -> "Draws":
+        """Seed all for a step, which is named by numbers such as (seed, epoch, step). Returns itself."""
+        self.step = step
+        for purpose, drawn_from in self.generators.items():
+            drawn_from.manual_seed(derive_seed(*step, purpose))
+        return self
+
+    def __call__(self, purpose: str) -> torch.Generator:
+        """The generator of this step for a purpose."""
+        if purpose not in self.generators:
+            self.generators[purpose] = generator(self.device, *self.step, purpose)
+        return self.generators[purpose]

@@ -1,5 +1,7 @@
 """The rows of the item table that one step touches: their values, and the sum of their gradients by item."""
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -109,6 +111,10 @@ def squared_norm(groups: Groups, gradients: Float[Tensor, "N D"]) -> Float[Tenso
 
         squares = torch.empty(len(groups.rows))
         over_rows(square_rows, len(groups.rows), groups.order, groups.edges, gradients, squares)
+    elif has_gpu_kernels(gradients):
+        from skiprec import gpu_kernels
+
+        squares = gpu_kernels.square_rows((groups.rows, groups.order, groups.edges), gradients)
     else:
         squares = sums(groups, gradients).square().sum(1)
     return squares.sum(dtype=torch.float64)
@@ -127,6 +133,11 @@ def dense_gradient(touched: TouchedRows, groups: Groups, out: Float[Tensor, "R D
 
         over_rows(sum_rows, len(groups.rows), groups.rows, groups.order, groups.edges, touched.gradients, out)
         return out
+    if has_gpu_kernels(out):
+        from skiprec import gpu_kernels
+
+        gpu_kernels.sum_rows((groups.rows, groups.order, groups.edges), touched.gradients, out)
+        return out
     # Added, not copied: on a CUDA device padding is named again and again, with zeros.
     return out.index_add_(0, groups.rows, sums(groups, touched.gradients))
 
@@ -137,3 +148,14 @@ def has_kernels(device: torch.device) -> bool:
     Elsewhere torch's operations serve, and no shape and no branch depends on data.
     """
     return device.type == "cpu"
+
+
+def has_gpu_kernels(table: Tensor) -> bool:
+    """Whether the compiled loops of `gpu_kernels` serve this table."""
+    return table.is_cuda and table.dtype == torch.float32 and has_triton()
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed, as it is with PyTorch's CUDA builds for Linux."""
+    return importlib.util.find_spec("triton") is not None

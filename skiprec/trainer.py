@@ -1,5 +1,6 @@
 """One optimiser step, the epochs, early stopping. Yields after each epoch; whoever iterates saves, logs, or stops."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +13,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from skiprec.batches import Batch, batches, training_sessions
+from skiprec.captured_step import CapturedStep
 from skiprec.dataset import Dataset, Sessions
 from skiprec.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator, ModelScorer
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.optimizer import DeferredAdam
+from skiprec.randomness import Draws
 from skiprec.schema import PADDING
 from skiprec.seeds import derive_seed
 from skiprec.touched_rows import Buffers, dense_gradient, group_ids, has_kernels, sparse_gradient, squared_norm
@@ -152,6 +155,8 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, config, defers=self.defers)
         self.buffers = Buffers(config.model.dim, self.model.items.weight.dtype, self.device)
         self.dense_gradient = None if self.defers else torch.empty_like(self.model.items.weight)
+        self.draws = Draws(self.device)
+        self.captured = CapturedStep(self.device, self.draws) if self.device.type == "cuda" else None
         self.epoch = 0
         self.best_epoch = 0
         self.best_value = -1.0
@@ -184,10 +189,22 @@ class Trainer:
         return self.epoch >= self.config.max_epochs or waited >= max(1, self.config.patience)
 
     def step(self, batch: Batch, number: int) -> Float[Tensor, " 3"]:
-        """One optimiser update. Returns loss, nll and nce in nats, still on the device."""
+        """One optimiser update. Returns loss, nll and nce in nats, still on the device, until the next update."""
+        self.draws.start(self.config.seed, self.epoch, number)
+        if self.captured is None or len(batch.lengths) != self.config.batch_size:
+            return self._step(batch)
+        return self.captured(batch, self._step, self._note_replay)
+
+    def _note_replay(self) -> None:
+        if self.defers:
+            self.optimizers["table"].note_replay()
+
+    def _step(self, batch: Batch) -> Float[Tensor, " 3"]:
+        """What the device does of a step. On a GPU it is called for a few steps alone: see `CapturedStep`."""
         table = self.model.items.weight
-        draw = (self.config.seed, self.epoch, number)
-        parts = training_loss(self.model, batch, self.config.loss, draw, self.read, self.buffers, self.plays_up_to)
+        parts = training_loss(
+            self.model, batch, self.config.loss, self.draws, self.read, self.buffers, self.plays_up_to
+        )
         self.model.zero_grad(set_to_none=True)
         parts.loss.backward()
         touched = parts.touched
@@ -279,6 +296,8 @@ class Trainer:
         found, expected = {name.split("/")[0] for name in tensors}, {"model", *self.optimizers}
         if not found <= expected:
             raise CheckpointError(f"the state is of {sorted(found)}, expected {sorted(expected)}; train again")
+        # A captured step would go on with the memory of the states that are replaced here.
+        self.captured = CapturedStep(self.device, self.draws) if self.captured else None
         for key, optimizer in self.optimizers.items():
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in tensors.items():
@@ -314,13 +333,10 @@ def make_optimizers(model: SequenceEncoder, config: TrainConfig, *, defers: bool
     """Adam for the model: one for "all" of it, or one for the item "table" that defers and one for the "rest"."""
     table, *rest = model.parameters()
     assert table is model.items.weight
+    adam = functools.partial(torch.optim.Adam, lr=config.learning_rate, fused=True, capturable=table.is_cuda)
     if not defers:
-        decay = config.weight_decay
-        return {"all": torch.optim.Adam([table, *rest], lr=config.learning_rate, weight_decay=decay, fused=True)}
-    return {
-        "table": DeferredAdam([table], lr=config.learning_rate),
-        "rest": torch.optim.Adam(rest, lr=config.learning_rate, fused=True),
-    }
+        return {"all": adam([table, *rest], weight_decay=config.weight_decay)}
+    return {"table": DeferredAdam([table], lr=config.learning_rate), "rest": adam(rest)}
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from skiprec.batches import Batch, draw_masked_positions
 from skiprec.losses import masked_info_nce, next_positive
 from skiprec.model import NO_LEVEL, SequenceEncoder
 from skiprec.negatives import Scope, beside_sharers, contrastive_negatives, next_item_negatives
-from skiprec.randomness import generator
+from skiprec.randomness import Draws
 from skiprec.sampled_softmax import SampledSoftmax
 from skiprec.touched_rows import Buffers, Reader, TouchedRows
 
@@ -81,7 +81,7 @@ def training_loss(
     model: SequenceEncoder,
     batch: Batch,
     config: LossConfig,
-    draw: tuple[int | str, ...],
+    draws: Draws,
     read: Reader,
     buffers: Buffers,
     plays_up_to: Int[Tensor, " R"] | None = None,
@@ -95,7 +95,7 @@ def training_loss(
         model: The encoder.
         batch: Training prefixes.
         config: What to minimise.
-        draw: What this step's random draws are made from: (seed, epoch, step).
+        draws: Started for this step.
         read: Gives rows of the item table as they are now.
         buffers: Memory of the steps before.
         plays_up_to: Plays of all items up to an index, that item's included; read by negative_scope "popular" alone.
@@ -103,12 +103,11 @@ def training_loss(
     device = batch.items.device
     masked = None
     if not model.is_causal:
-        masks = generator(device, *draw, "mask")
         masked = draw_masked_positions(
-            batch.lengths, batch.items.shape[1], config.mask_rate, config.mask_last_only, masks
+            batch.lengths, batch.items.shape[1], config.mask_rate, config.mask_last_only, draws("mask")
         )
     negative_items, negative_mask = next_item_negatives(
-        config.negatives, batch.items, model.n_items, config.n_negatives, generator(device, *draw, "negatives")
+        config.negatives, batch.items, model.n_items, config.n_negatives, draws("negatives")
     )
     leading = [batch.items]
     if masked is not None:
@@ -121,7 +120,7 @@ def training_loss(
             batch.skipped,
             *anchors,
             n_items=model.n_items,
-            generator=generator(device, *draw, "contrastive_negatives"),
+            generator=draws("contrastive_negatives"),
             plays_up_to=plays_up_to,
         )
         leading.append(skips)

@@ -17,6 +17,7 @@ from skiprec.batches import Batch
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.negatives import SCOPES
 from skiprec.optimizer import DeferredAdam
+from skiprec.randomness import Draws
 from skiprec.touched_rows import Buffers, group_ids, sparse_gradient, squared_norm
 from skiprec.trainer import clip_gradients
 from skiprec.training_loss import LossConfig, training_loss
@@ -36,9 +37,16 @@ def one_step(architecture: str, mode: str, scope: str, alpha: float) -> None:
     batch = Batch(items, torch.randint(4, (B, T), dtype=torch.int8), torch.rand(B, T) < 0.5, torch.full((B,), T))
     loss = LossConfig(alpha=alpha, negatives=mode, negative_scope=scope, n_negatives=5, skipped_target_weight=0.5)
     buffers, plays = Buffers(D, torch.float32, items.device), torch.arange(51)
+    draws = Draws(items.device)
     for step in (1, 2):
         parts = training_loss(
-            model, batch, loss, (1, 1, step), lambda ids, out: optimizers[0].read(table, ids, out), buffers, plays
+            model,
+            batch,
+            loss,
+            draws.start(1, 1, step),
+            lambda ids, out: optimizers[0].read(table, ids, out),
+            buffers,
+            plays,
         )
         parts.loss.backward()
         parts.touched.gather_leading()

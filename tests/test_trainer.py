@@ -157,10 +157,10 @@ def test_an_epochs_losses_are_means_over_sessions(dataset, monkeypatch):
 
     real = skiprec.trainer.training_loss
 
-    def constant(model, batch, config, draw, *rows):
-        zero = 0 * model.head[0].bias.sum()
-        touched = real(model, batch, config, draw, *rows).touched
-        return LossParts(zero + draw[2], (zero + 10 * draw[2]).detach(), (zero + 1).detach(), touched)
+    def constant(model, batch, config, draws, *rows):
+        zero, step = 0 * model.head[0].bias.sum(), draws.step[2]
+        touched = real(model, batch, config, draws, *rows).touched
+        return LossParts(zero + step, (zero + 10 * step).detach(), (zero + 1).detach(), touched)
 
     monkeypatch.setattr(skiprec.trainer, "training_loss", constant)
     (result,) = trainer(dataset, max_epochs=1, patience=0).epochs()
@@ -173,9 +173,12 @@ def test_an_epochs_losses_are_means_over_sessions(dataset, monkeypatch):
 def test_draws_are_named_by_seed_epoch_and_step(dataset, monkeypatch):
     seen = []
     real = skiprec.trainer.training_loss
-    monkeypatch.setattr(
-        skiprec.trainer, "training_loss", lambda m, b, c, draw, *rows: seen.append(draw) or real(m, b, c, draw, *rows)
-    )
+
+    def spy(model, batch, config, draws, *rows):
+        seen.append(draws.step)
+        return real(model, batch, config, draws, *rows)
+
+    monkeypatch.setattr(skiprec.trainer, "training_loss", spy)
     list(trainer(dataset, seed=7, max_epochs=2, patience=1).epochs())
     assert seen == [(7, epoch, step) for epoch in (1, 2) for step in (1, 2, 3, 4)]
 
@@ -270,9 +273,9 @@ def test_a_huge_learning_rate_ends_the_run_with_its_cause(dataset):
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_epoch(dataset, monkeypatch, value):
     real = skiprec.trainer.training_loss
 
-    def bad(model, batch, config, draw, *rows):
-        parts = real(model, batch, config, draw, *rows)
-        return dataclasses.replace(parts, loss=parts.loss * value) if draw[1:] == (2, 4) else parts
+    def bad(model, batch, config, draws, *rows):
+        parts = real(model, batch, config, draws, *rows)
+        return dataclasses.replace(parts, loss=parts.loss * value) if draws.step[1:] == (2, 4) else parts
 
     monkeypatch.setattr(skiprec.trainer, "training_loss", bad)
     tracker = Listing()

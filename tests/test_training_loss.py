@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 import skiprec.negatives
+import skiprec.randomness
 import skiprec.training_loss
 from skiprec.batches import Batch, draw_masked_positions
 from skiprec.losses import sampled_softmax_nll
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.negatives import SCOPES, contrastive_negatives, next_item_negatives
-from skiprec.randomness import generator
+from skiprec.randomness import Draws, generator
 from skiprec.sampled_softmax import SampledSoftmax
 from skiprec.touched_rows import Buffers, dense_gradient, group_ids, sparse_gradient, squared_norm
 from skiprec.training_loss import LossConfig, LossParts, contrastive_anchors, next_item_targets
@@ -93,7 +94,7 @@ def training_loss(model: SequenceEncoder, batch: Batch, config: LossConfig, draw
 
     buffers = Buffers(model.items.weight.shape[1], model.items.weight.dtype, torch.device("cpu"))
     plays_up_to = torch.arange(model.n_items + 1).cumsum(0)
-    return training_loss_of_rows(model, batch, config, draw, read, buffers, plays_up_to)
+    return training_loss_of_rows(model, batch, config, Draws("cpu").start(*draw), read, buffers, plays_up_to)
 
 
 def batch_of(items: list[list[int]], skipped: list[list[bool]], lengths: list[int] | None = None) -> Batch:
@@ -519,7 +520,7 @@ def test_the_scope_shifts_nothing_in_the_next_item_loss(scope):
 def test_each_purpose_draws_from_a_generator_of_its_own(monkeypatch):
     named = []
     monkeypatch.setattr(
-        skiprec.training_loss, "generator", lambda device, *parts: named.append(parts) or generator(device, *parts)
+        skiprec.randomness, "generator", lambda device, *parts: named.append(parts) or generator(device, *parts)
     )
     batch = random_batch(np.random.default_rng(8), 12, 4, 6)
     config = LossConfig(negative_scope="random", n_negatives=10)

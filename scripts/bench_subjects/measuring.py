@@ -54,6 +54,8 @@ class Task:
     seconds: float
     threads: int
     variant: str
+    device: str
+    """cpu or cuda; only who trains or evaluates has it from here."""
 
 
 def read_task() -> Task:
@@ -65,6 +67,7 @@ def read_task() -> Task:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--variant", default="")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     task = Task(**vars(parser.parse_args()))
     torch.set_num_threads(task.threads)
     torch.manual_seed(1)
@@ -87,6 +90,12 @@ def batch_rows(step: int) -> Tensor:
 def order_of(epoch: int) -> Tensor:
     """All rows once."""
     return torch.randperm(N_TRAINED, generator=torch.Generator().manual_seed(epoch))
+
+
+def wait_for_device() -> None:
+    """Until all that it was told to do is done; a CPU has no such queue."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def keep_freed_memory() -> None:
@@ -114,6 +123,7 @@ def clock(step: Callable[[int], int], seconds: float) -> dict[str, float]:
     while done < 2 or (done < WARM_UP_STEPS and passed < seconds) or passed < seconds / 5:
         before = time.perf_counter()
         step(done)
+        wait_for_device()
         last, passed = time.perf_counter() - before, time.perf_counter() - start
         done += 1
     warm_up = passed
@@ -123,6 +133,7 @@ def clock(step: Callable[[int], int], seconds: float) -> dict[str, float]:
     while len(rates) < 3 or time.perf_counter() - start < seconds:
         before = time.perf_counter()
         sessions = sum(step(done + i) for i in range(steps_a_block))
+        wait_for_device()
         block = time.perf_counter() - before
         done += steps_a_block
         rates.append(sessions / block)
@@ -208,4 +219,6 @@ def report(figures: dict, *, notes: str = "", packages: tuple[str, ...] = ()) ->
     """Print the line that bench.py reads."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in ("torch", *packages)}
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if torch.cuda.is_initialized():
+        figures |= {"gpu": torch.cuda.get_device_name(), "gpu_peak_mib": torch.cuda.max_memory_reserved() / 2**20}
     print(json.dumps(figures | {"peak_mib": peak_mib, "notes": notes, "versions": versions}), flush=True)

@@ -58,8 +58,10 @@ def draw_outside(sessions: Tensor, items: int) -> Tensor:
     repeat = F.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
     ordered = ordered.masked_fill(repeat, 2 * items).sort(1).values
     free = items - (ordered <= items).sum(1, keepdim=True)
-    draws = 1 + torch.randint(2**62, (len(sessions), N)) % free
-    return draws + torch.searchsorted(ordered - torch.arange(ordered.shape[1]), draws, right=True)
+    draws = 1 + torch.randint(2**62, (len(sessions), N), device=sessions.device) % free
+    return draws + torch.searchsorted(
+        ordered - torch.arange(ordered.shape[1], device=ordered.device), draws, right=True
+    )
 
 
 def loss_of(model: Model, sessions: Tensor, items: int, mode: str) -> Tensor:
@@ -73,7 +75,7 @@ def loss_of(model: Model, sessions: Tensor, items: int, mode: str) -> Tensor:
         predicted = model(input_rows)
         scores = torch.bmm(predicted, negative_rows.transpose(1, 2))
     else:
-        negatives = 1 + torch.randint(items, (N,))
+        negatives = 1 + torch.randint(items, (N,), device=sessions.device)
         rows = model.items(torch.cat([inputs.flatten(), targets.flatten(), negatives]))
         predicted = model(rows[: n * T].view(n, T, D))
         target_rows = rows[n * T : 2 * n * T].view(n, T, D)
@@ -84,7 +86,7 @@ def loss_of(model: Model, sessions: Tensor, items: int, mode: str) -> Tensor:
             scores[:, :, own] = scores[:, :, own].masked_fill(hit[:, None], -torch.inf)
     positive = (predicted * target_rows).sum(-1, keepdim=True)
     logits = torch.cat([positive, scores], -1).view(n * T, 1 + N)
-    return F.cross_entropy(logits, torch.zeros(n * T, dtype=torch.int64))
+    return F.cross_entropy(logits, torch.zeros(n * T, dtype=torch.int64, device=logits.device))
 
 
 def clip(model: Model) -> None:
@@ -104,9 +106,9 @@ def main() -> None:
     task = measuring.read_task()
     if task.variant in ("malloc", "sparse"):
         measuring.keep_freed_memory()
-    sessions = measuring.whole_sessions(task)
+    sessions = measuring.whole_sessions(task).to(task.device)
     sparse = task.variant == "sparse"
-    model = Model(task.items, sparse)
+    model = Model(task.items, sparse).to(task.device)
     if sparse:
         dense = [p for p in model.parameters() if p is not model.items.weight]
         optimizers = [
@@ -117,7 +119,7 @@ def main() -> None:
         optimizers = [torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)]
 
     def train(i: int) -> int:
-        loss = loss_of(model, sessions[measuring.batch_rows(i)], task.items, task.mode)
+        loss = loss_of(model, sessions[measuring.batch_rows(i).to(task.device)], task.items, task.mode)
         model.zero_grad(set_to_none=True)
         loss.backward()
         clip(model)
@@ -128,7 +130,7 @@ def main() -> None:
     @torch.no_grad()
     def evaluate(i: int) -> int:
         size = measuring.EVALUATED_AT_A_TIME
-        rows = torch.arange(i * size, (i + 1) * size) % len(sessions)
+        rows = torch.arange(i * size, (i + 1) * size, device=sessions.device) % len(sessions)
         predicted = model(model.items(sessions[rows, 1 : T + 1]))[:, -1]
         with_target = torch.cat([sessions[rows, T + 1 : T + 2].int(), candidates[rows]], 1)
         scores = torch.bmm(model.items(with_target), predicted[:, :, None]).squeeze(2)
@@ -142,6 +144,7 @@ def main() -> None:
         model.eval()
         ranks: list[Tensor] = []
         candidates = torch.randint(1, task.items + 1, (len(sessions), measuring.N_CANDIDATES), dtype=torch.int32)
+        candidates = candidates.to(task.device)
         figures = measuring.clock(evaluate, task.seconds)
     notes = "SparseAdam is not Adam" if sparse and task.measure == "train" else ""
     measuring.report(figures, notes=notes)

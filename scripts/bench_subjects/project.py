@@ -72,12 +72,16 @@ def numbered_batches(trainer: Trainer) -> Iterator[tuple[int, Batch]]:
 def main() -> None:
     """Measure what the command line asks for."""
     task = measuring.read_task()
-    settle("cpu", task.threads)
+    device = settle(task.device, task.threads)
     sessions = measuring.whole_sessions(task)
     # Candidates are drawn once for a dataset, at a cost that is no step's: for few sessions, whatever is measured.
-    evaluator = Evaluator(dataset_in_memory(sessions[: measuring.N_EVALUATED], task.items), "val")
+    evaluator = Evaluator(dataset_in_memory(sessions[: measuring.N_EVALUATED], task.items), "val", device)
     trainer = Trainer(
-        dataset_in_memory(sessions, task.items), config_of(task), evaluator=evaluator, show_progress=False
+        dataset_in_memory(sessions, task.items),
+        config_of(task),
+        device=device,
+        evaluator=evaluator,
+        show_progress=False,
     )
     if task.measure == "train":
         steps = numbered_batches(trainer)

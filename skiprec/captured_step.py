@@ -1,0 +1,79 @@
+"""A step of training as one CUDA graph: a GPU does its hundreds of small operations faster than Python can name them.
+
+What a step computes is that of the same step without: the graph is made by running the step's own code once.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from skiprec.batches import Batch
+from skiprec.randomness import Draws
+
+WARM_UP_STEPS = 3
+"""Steps without a graph first: kernels are compiled in them, libraries started, optimiser states made."""
+
+
+class CapturedStep:
+    """Does the steps of one trainer, all of the same shape.
+
+    Nothing in a step may ask the device for a value, and what it changes must stay where it is in memory.
+
+    Args:
+        device: A CUDA device.
+        draws: Started before each call; the default generators are known to every graph.
+    """
+
+    def __init__(self, device: torch.device, draws: Draws) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self.draws = draws
+        self.done = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.batch: Batch | None = None
+        self.result: Tensor | None = None
+
+    def __call__(self, batch: Batch, step: Callable[[Batch], Tensor], replayed: Callable[[], None]) -> Tensor:
+        """Do a step.
+
+        Args:
+            batch: Of the shape of the batches before.
+            step: All that the device does; called in the warm-up and once more for the graph.
+            replayed: Called after a replay: does what a step does on the host.
+
+        Returns:
+            What `step` returned, in memory that the next call writes over.
+        """
+        if self.done < WARM_UP_STEPS:
+            self.done += 1
+            return self._on_stream(lambda: step(batch))
+        if self.graph is None:
+            self._capture(batch, step)
+        for fixed, values in zip(tensors(self.batch), tensors(batch), strict=True):
+            fixed.copy_(values)
+        self.graph.replay()
+        replayed()
+        return self.result
+
+    def _on_stream(self, work: Callable[[], Tensor]) -> Tensor:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            result = work()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return result
+
+    def _capture(self, batch: Batch, step: Callable[[Batch], Tensor]) -> None:
+        self.batch = Batch(*(values.clone() for values in tensors(batch)))
+        self.graph = torch.cuda.CUDAGraph()
+        for generator in self.draws.generators.values():
+            self.graph.register_generator_state(generator)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # the graph has memory of its own; what the warm-up took is free for it
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            self.result = step(self.batch)
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    """A batch's fields, in their order."""
+    return [getattr(batch, field.name) for field in fields(batch)]
