@@ -36,9 +36,9 @@ BEATS_PER_GRACE = 8
 
 
 class StopFlag:
-    """Turned on by SIGTERM, by SIGINT, or when the process that started this one is gone; asked between two steps.
+    """Turned on when the process that started this one is gone, or the study's time is over; asked between two steps.
 
-    Also when the study's time is over.
+    And by SIGTERM and SIGINT, from `listen` on.
 
     Args:
         parent: The number of that process; None for a worker that outlives the shell that it was started from.
@@ -48,6 +48,9 @@ class StopFlag:
         self.is_set = False
         self.parent = parent
         self.allowance = Allowance()
+
+    def listen(self) -> None:
+        """Take signals from now on. Before, they end the process at once, which has nothing then to be given back."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._set)
 
@@ -83,6 +86,7 @@ def work(where: Places, name: str, device: str, parent: int | None = None) -> No
         grace = place.about["grace_seconds"]
         beats = open_storage(where, grace)
         queue = Queue(study, place.exclusively)
+        should_stop.listen()
         try:
             until_done(place, queue, beats, grace, should_stop)
         except TrainingStopped:
