@@ -2,4 +2,5 @@
 
 from skiprec.cli import main
 
-main()
+if __name__ == "__main__":  # a process that is started to read logs imports this, too
+    main()

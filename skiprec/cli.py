@@ -61,6 +61,10 @@ def prepare(
     ] = False,
     sample: Annotated[int | None, typer.Option(help="Keep so many sessions, drawn uniformly.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sample: the same seed draws the same sessions.")] = 1,
+    features: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Track features, CSV such as 'tf_*.csv'; may be repeated.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="That read files at the same time.")] = 1,
 ) -> None:
     """Read listening logs into a dataset folder.
 
@@ -85,13 +89,23 @@ def prepare(
         key=read_key(pseudonymise) if pseudonymise else None,
         hash_items=pseudonymise_items,
     )
-    manifest = prepare_logs(logs, out, config=config, reading=reading, sample=(sample, seed) if sample else None)
+    manifest = prepare_logs(
+        logs,
+        out,
+        config=config,
+        reading=reading,
+        sample=None if sample is None else (sample, seed),
+        processes=processes,
+        features=features or (),
+    )
     for note, n in manifest.reading["notes"].items():
         print(f"note: in {n:,} of {len(manifest.sources):,} files {note}")
     for reason, n in manifest.reading["left_out"].items():
         print(f"left out: {n:,} rows, {reason}")
     counts, dropped = manifest.counts, {reason: n for reason, n in manifest.dropped.items() if n}
     print(f"{counts['sessions']:,} sessions kept, {counts['items']:,} items, {counts['rows']:,} plays")
+    if "features" in manifest.digests:
+        print("track features: added (skiprec describe says how they go with skips)")
     print("dropped: " + (", ".join(f"{n:,} {reason}" for reason, n in dropped.items()) or "none"))
     print(f"wrote {out}\nnext: skiprec describe {out}, or study run demo --data {out}")
 

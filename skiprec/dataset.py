@@ -1,7 +1,8 @@
 """A prepared dataset folder -> tensors: whole sessions, the part that is trained on, and what is held out."""
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -9,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Int8, Int32, Int64
+from jaxtyping import Bool, Float32, Int8, Int32, Int64
 from torch import Tensor
 
-from skiprec.digests import combined, table_digests
+from skiprec.digests import columns_of, combined, features_digest, table_digests
 from skiprec.errors import DatasetError
+from skiprec.features import skip_differences
 from skiprec.prepare import N_HELD_OUT, Manifest, within
 from skiprec.schema import ITEMS, PADDING, SESSIONS
 from skiprec.splits import TEST, TRAIN, VAL, temporal_parts
@@ -85,6 +87,8 @@ class Dataset:
     context_names: tuple[str, ...]
     parts: Int8[Tensor, " S"] | None = None
     """Of the temporal split: TRAIN, VAL or TEST of `splits`. None where each session has its own held-out items."""
+    features: Mapping[str, Float32[np.ndarray, " R"]] = field(default_factory=dict)
+    """Numbers that are known of items, for description and groups: by item index, NaN where not known."""
 
     def some(self, n: int) -> "Dataset":
         """At most n sessions, spread evenly over all, with the whole catalogue."""
@@ -160,7 +164,30 @@ def load_dataset(path: str | Path) -> Dataset:
         held_out_contexts=torch.from_numpy(contexts.indices.to_numpy()[ends[:, None] + [-2, -1]].astype(np.int64)),
         context_names=tuple(contexts.dictionary.to_pylist()),
         parts=torch.from_numpy(temporal_parts(days_of(sessions))) if manifest.config.split == "temporal" else None,
+        features=load_features(path, manifest, len(items)) if "features" in manifest.digests else {},
     )
+
+
+def load_features(path: Path, manifest: Manifest, n_items: int) -> dict[str, Float32[np.ndarray, " R"]]:
+    """The features of a dataset folder that has some.
+
+    Raises:
+        DatasetError: If the file cannot be read, or was changed.
+    """
+    file = path / "features.parquet"
+    try:
+        table = pq.read_table(file)
+        is_whole = len(table) == n_items and features_digest(table) == manifest.digests["features"]
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise DatasetError(f"{file}: cannot be read ({reason}); prepare the logs again") from error
+    if not is_whole:
+        raise DatasetError(f"{file}: was changed after preparing; prepare the logs again")
+    padding = np.full(1, np.nan, dtype=np.float32)
+    return {
+        name: np.concatenate([padding, combined(table[name]).to_numpy(zero_copy_only=False).astype(np.float32)])
+        for name in table.column_names[1:]
+    }
 
 
 def days_of(sessions: pa.Table) -> Int32[np.ndarray, " S"]:
@@ -204,7 +231,7 @@ def check_digests(path: Path, manifest: Manifest, sessions: pa.Table, items: pa.
                 "one of the two was changed after preparing; prepare the logs again"
             )
     try:
-        digests = table_digests(sessions, items, manifest.settings)
+        digests = table_digests(columns_of(sessions), items, manifest.settings)
     except pa.ArrowException as error:  # a missing value inside a list
         raise DatasetError(f"{path / 'sessions.parquet'}: {error}; prepare the logs again") from error
     for name, file in (("sessions", "sessions.parquet"), ("items", "items.parquet"), ("dataset", "manifest.json")):
@@ -254,6 +281,15 @@ def held_out(dataset: Dataset, split: Split) -> HeldOut:
         target_third=popularity_thirds(dataset.plays)[targets.squeeze(1)],
         session_lengths=dataset.lengths[rows],
     )
+
+
+def feature_differences(dataset: Dataset) -> dict[str, float]:
+    """By feature what `skip_differences` finds in the training prefixes: those first that tell most of skips."""
+    if not dataset.features:
+        return {}
+    prefix = training_prefix(dataset)
+    is_real = prefix.items != PADDING
+    return skip_differences(dataset.features, prefix.items[is_real].numpy(), prefix.skipped[is_real].numpy())
 
 
 def popularity_thirds(plays: Int64[Tensor, " R"]) -> Int64[Tensor, " R"]:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 
-from skiprec.dataset import Dataset, Sessions, held_out, load_dataset, read_table, training_prefix
+from skiprec.dataset import Dataset, Sessions, feature_differences, held_out, load_dataset, read_table, training_prefix
 from skiprec.digests import combined
 from skiprec.losses import next_positive
 from skiprec.negatives import first_occurrence
@@ -102,6 +102,10 @@ def counts(dataset: Dataset) -> dict[str, Any]:
         "items_in_training": int((plays[1:] > 0).sum()),
         "top_items_share": float(np.sort(all_plays)[::-1][:TOP].sum() / n_rows),
         "popularity": popularity(all_plays),
+        "features": {
+            name: {"difference": difference, "known": share(~np.isnan(dataset.features[name][1:]))}
+            for name, difference in feature_differences(dataset).items()
+        },
         "contexts": {context_names[i]: int(by_context[i]) for i in np.argsort(-by_context, kind="stable")},
         "sessions_changing_context": int(changes_context.sum()),
         "first_date": str(min(dates)),
@@ -221,12 +225,21 @@ def render(figures: Mapping[str, Any]) -> str:
         + "; ".join(
             f"{name} {n:,} {percent(figures['skipped_by_context'][name])}" for name, n in figures["contexts"].items()
         ),
+        *feature_lines(figures["features"]),
         f"sessions that change context: {figures['sessions_changing_context']:,}",
         f"dates of first rows: {figures['first_date']} to {figures['last_date']}; "
         f"sessions over several dates: {figures['sessions_over_several_dates']:,}",
         f"sessions that repeat another one's exact items: {figures['duplicate_sessions']:,}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def feature_lines(features: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A line a track feature; nothing where there are none."""
+    if not features:
+        return []
+    lines = ["track features: known of, mean over skipped plays less heard ones (standard deviations)"]
+    return lines + [f"  {name:40}{percent(f['known']):>8}{f['difference']:>+8.2f}" for name, f in features.items()]
 
 
 def percent(value: float | None) -> str:

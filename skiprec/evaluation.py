@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from skiprec.dataset import Dataset, HeldOut, Sessions, Split, held_out
+from skiprec.dataset import Dataset, HeldOut, Sessions, Split, feature_differences, held_out
 from skiprec.device import one_thread
 from skiprec.errors import ConfigError, TrainingDiverged
+from skiprec.features import FEATURE_THIRDS, thirds
 from skiprec.metrics import hit_rate, mrr, ndcg, target_rank
 from skiprec.model import SequenceEncoder
 from skiprec.schema import PADDING
@@ -174,6 +175,12 @@ class Evaluator:
         self.split = split
         self.questions: HeldOut = held_out(dataset, split).to(device)
         self.context_names = dataset.context_names
+        targets = self.questions.targets.cpu().numpy()
+        self.feature_thirds = {
+            name: torch.from_numpy(thirds(dataset.features[name])[targets]).to(device)
+            for name in feature_differences(dataset)
+        }
+        """Of each target, by feature, those first that tell skipped plays most from heard ones."""
         skipped = self.questions.target_skipped
         self.is_asked = ~skipped if only_targets == "heard" else torch.ones_like(skipped)
         if not self.is_asked.any():
@@ -257,6 +264,9 @@ class Evaluator:
         groups |= {f"length/{n}/": asked.session_lengths == n for n in asked.session_lengths.unique().tolist()}
         for i, name in enumerate(metric_names(self.context_names)):
             groups[f"context/{name}/"] = asked.target_context == i
+        names = metric_names(list(self.feature_thirds))
+        for name, third in zip(names, self.feature_thirds.values(), strict=True):
+            groups |= {f"feature/{name}/{which}/": third == i for i, which in enumerate(FEATURE_THIRDS)}
         return {name: mask & self.is_asked for name, mask in groups.items()}
 
     def _ranks(self, scorer: Scorer) -> tuple[dict[str, Float[Tensor, " S"]], Float[Tensor, " S"]]:

@@ -1,4 +1,4 @@
-"""Checked rows of all logs, in any order -> events: runs of rows sorted by session and position. Reads no file."""
+"""Runs of checked rows, in any order -> events: the runs of some sessions, sorted and checked. Reads no file."""
 
 import dataclasses
 from collections import Counter
@@ -13,9 +13,8 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int32, Int64, Integer, UInt8
 
 from skiprec.errors import DatasetError
-from skiprec.numbering import Codes, Numbering, renumber
 
-# N rows, K of them kept, R runs, P pairs of neighbouring runs, V distinct texts.
+# N rows, K of them kept, R runs, P pairs of neighbouring runs.
 
 SKIP_LEVEL = 3
 """Bits of a row's flags that hold its skip level: 3 where skip_1, else 2 where skip_2, else 1 where skip_3, else 0."""
@@ -24,8 +23,6 @@ NOT_NESTED = 4
 NO_FLAG = 8
 """Flag of a row that is neither skipped at any level nor not_skipped."""
 
-WIDE = ("position", "row")
-"""Of a run, what 32 bits may not hold."""
 BAD = "bad "
 """What the reasons start with for which rows are left out as wrong."""
 TWICE, TWO_LENGTHS = f"{BAD}sessions with a position twice", f"{BAD}sessions of two lengths"
@@ -91,7 +88,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Events:
-    """Every row of the logs, sorted by session id and position; session, item and context number sorted texts."""
+    """Rows of the logs, sorted by session id and position: all of some sessions. Numbers are those of sorted texts."""
 
     order: Order
 
@@ -100,124 +97,73 @@ class Events:
     item: Int32[np.ndarray, " N"]
     flags: UInt8[np.ndarray, " N"]
     session_ids: pa.StringArray
-    item_ids: pa.StringArray
-    context_types: list[str]
-    sources: list[tuple[Path, int]]
-    """Each file with its number of rows."""
     left_out: dict[str, int]
-    """Rows that were left out, by reason."""
-    notes: dict[str, int]
-    """What was odd, and in how many files."""
+    """Rows of these sessions that were left out, by reason."""
 
 
-class Column:
-    """Values that come block by block, in one array that grows in place: joined at the end, all would be held twice."""
-
-    def __init__(self, dtype: type) -> None:
-        self.n = 0
-        self.room = np.empty(0, dtype=dtype)
-
-    def append(self, block: Integer[np.ndarray, " N"]) -> None:
-        """Take the next values."""
-        if self.n + len(block) > len(self.room):
-            self.room.resize((self.n + len(block)) * 5 // 4, refcheck=False)
-        self.room[self.n : self.n + len(block)] = block
-        self.n += len(block)
-
-    def whole(self) -> Integer[np.ndarray, " N"]:
-        """All values."""
-        self.room.resize(self.n, refcheck=False)
-        return self.room
-
-
-class Gatherer:
-    """Takes rows block by block and holds them small: five bytes a row, 40 a run, and each id once.
+def events_of(
+    runs: Mapping[str, Integer[np.ndarray, " R"]],
+    session_id: pa.StringArray,
+    item: Int32[np.ndarray, " N"],
+    flags: UInt8[np.ndarray, " N"],
+    order: Order,
+    sources: list[tuple[Path, int]],
+    *,
+    leave_bad_out: bool,
+) -> Events:
+    """Runs in any order as events.
 
     Args:
+        runs: The columns of `Runs` but for the session.
+        session_id: Of each run.
+        item: Of the rows of all runs in turn: the number of its sorted text.
+        flags: Likewise.
         order: What positions mean.
+        sources: Each file with its number of rows, for messages.
         leave_bad_out: Whether sessions that contradict themselves are left out, and counted, rather than refused.
+
+    Raises:
+        DatasetError: If a session has a position twice, or says two lengths, and is not to be left out.
     """
+    encoded = session_id.dictionary_encode()
+    by_text = pc.array_sort_indices(encoded.dictionary)
+    places = np.empty(len(by_text), dtype=np.int32)
+    places[by_text.to_numpy()] = np.arange(len(by_text), dtype=np.int32)
+    session_ids = encoded.dictionary.take(by_text)
+    columns = {"session": places[encoded.indices.to_numpy()], **runs}
+    first_row = np.cumsum(columns["n_rows"], dtype=np.int64) - columns["n_rows"]
+    ordered = in_order(columns, order)
+    sorted_runs = Runs(**{name: column[ordered] for name, column in columns.items()})
+    first_row = first_row[ordered]
+    left_out: Counter[str] = Counter()
+    if order.by == "position":
+        if leave_bad_out:
+            keep = without_contradictions(sorted_runs, left_out)
+            sorted_runs = Runs(**{f.name: getattr(sorted_runs, f.name)[keep] for f in dataclasses.fields(Runs)})
+            first_row = first_row[keep]
+        check_runs(sorted_runs, session_ids, sources)
+    if order.gap is not None:
+        sorted_runs, first_row, session_ids = cut(sorted_runs, first_row, session_ids, order.gap)
+    return Events(
+        order=order,
+        runs=sorted_runs,
+        item=in_order_of_runs(item, first_row, sorted_runs.n_rows),
+        flags=in_order_of_runs(flags, first_row, sorted_runs.n_rows),
+        session_ids=session_ids,
+        left_out=dict(left_out),
+    )
 
-    def __init__(self, order: Order | None = None, *, leave_bad_out: bool = False) -> None:
-        self.order, self.leave_bad_out = order or Order(), leave_bad_out
-        self.sessions, self.items, self.contexts = Numbering(), Numbering(), Codes()
-        self.runs = {f.name: Column(np.int64 if f.name in WIDE else np.int32) for f in dataclasses.fields(Runs)}
-        self.left_out: Counter[str] = Counter()
-        self.notes: Counter[str] = Counter()
-        self.item, self.flags = Column(np.int32), Column(np.uint8)
-        self.sources: list[tuple[Path, int]] = []
 
-    def add(self, rows: Rows) -> None:
-        """Take the next rows of a file."""
-        self.left_out.update(rows.left_out)
-        self.notes.update(rows.notes)
-        if not len(rows.row):
-            return
-        # Of times each row is a run: two that a microsecond parts may have another between them, of another file.
-        starts = np.arange(len(rows.row)) if self.order.by == "time" else run_starts(rows)
-        self.runs["session"].append(self.sessions.numbers(rows.session_id.take(pa.array(starts))))
-        self.runs["n_rows"].append(np.diff(starts, append=len(rows.item_id)))
-        for name in ("position", "session_length", "date", "context", "row"):
-            self.runs[name].append(getattr(rows, name)[starts])
-        self.runs["file"].append(np.full(len(starts), len(self.sources), dtype=np.int32))
-        self.item.append(self.items.numbers(rows.item_id))
-        self.flags.append(rows.flags)
-
-    def end_file(self, path: Path) -> None:
-        """Note that all rows since the last such call were this file's."""
-        self.sources.append((path, self.item.n - sum(n for _, n in self.sources)))
-
-    def finish(self) -> Events:
-        """Everything that was added, sorted. The gatherer is of no use then.
-
-        Raises:
-            DatasetError: If a session has a position twice, or says two lengths, and is not to be left out.
-        """
-        item_ids, places = self.items.in_order()
-        self.items = Numbering()
-        item = self.item.whole()
-        renumber(item, places)
-        session_ids, places = self.sessions.in_order()
-        self.sessions = Numbering()
-        columns = {name: column.whole() for name, column in self.runs.items()}
-        renumber(columns["session"], places)
-        columns["context"] = sorted_places(self.contexts)[columns["context"]]
-
-        first_row = np.cumsum(columns["n_rows"], dtype=np.int64) - columns["n_rows"]
-        order = in_order(columns, self.order)
-        runs = Runs(**{name: column[order] for name, column in columns.items()})
-        first_row = first_row[order]
-        if self.order.by == "position":
-            if self.leave_bad_out:
-                keep = self._without_contradictions(runs)
-                runs = Runs(**{f.name: getattr(runs, f.name)[keep] for f in dataclasses.fields(Runs)})
-                first_row = first_row[keep]
-            check_runs(runs, session_ids, self.sources)
-        if self.order.gap is not None:
-            runs, first_row, session_ids = cut(runs, first_row, session_ids, self.order.gap)
-        return Events(
-            order=self.order,
-            runs=runs,
-            item=in_order_of_runs(item, first_row, runs.n_rows),
-            flags=in_order_of_runs(self.flags.whole(), first_row, runs.n_rows),
-            session_ids=session_ids,
-            item_ids=item_ids,
-            context_types=sorted(self.contexts),
-            sources=self.sources,
-            left_out=dict(self.left_out),
-            notes=dict(self.notes),
-        )
-
-    def _without_contradictions(self, runs: Runs) -> Bool[np.ndarray, " R"]:
-        """The runs of sessions in which no position is twice, and that say one length. Counts the others' rows."""
-        has_twice, has_two_lengths = contradictions(runs)
-        keep = np.ones(len(runs.session), dtype=bool)
-        for reason, where in ((TWICE, has_twice), (TWO_LENGTHS, has_two_lengths)):
-            is_bad = keep & np.isin(runs.session, runs.session[1:][where])
-            if is_bad.any():
-                self.left_out[reason] += int(runs.n_rows[is_bad].sum())
-            keep &= ~is_bad
-        return keep
+def without_contradictions(runs: Runs, left_out: Counter[str]) -> Bool[np.ndarray, " R"]:
+    """The runs of sessions in which no position is twice, and that say one length. Counts the others' rows."""
+    has_twice, has_two_lengths = contradictions(runs)
+    keep = np.ones(len(runs.session), dtype=bool)
+    for reason, where in ((TWICE, has_twice), (TWO_LENGTHS, has_two_lengths)):
+        is_bad = keep & np.isin(runs.session, runs.session[1:][where])
+        if is_bad.any():
+            left_out[reason] += int(runs.n_rows[is_bad].sum())
+        keep &= ~is_bad
+    return keep
 
 
 def in_order(columns: Mapping[str, np.ndarray], order: Order) -> Int64[np.ndarray, " R"]:
@@ -250,23 +196,6 @@ def cut(
     cut_runs = dataclasses.replace(runs, session=places[session])
     moved = Runs(**{f.name: getattr(cut_runs, f.name)[order] for f in dataclasses.fields(Runs)})
     return moved, first_row[order], names.take(pa.array(by_name))
-
-
-def run_starts(rows: Rows) -> Int64[np.ndarray, " R"]:
-    """The rows that begin a run."""
-    is_start = np.ones(len(rows.position), dtype=bool)
-    is_start[1:] = pc.not_equal(rows.session_id[1:], rows.session_id[:-1]).to_numpy(zero_copy_only=False)
-    is_start[1:] |= (np.diff(rows.position) != 1) | (np.diff(rows.row) != 1)
-    for column in (rows.session_length, rows.date, rows.context):
-        is_start[1:] |= column[1:] != column[:-1]
-    return np.flatnonzero(is_start)
-
-
-def sorted_places(codes: Codes) -> Int32[np.ndarray, " V"]:
-    """The place of each code's text among the sorted texts."""
-    places = np.empty(len(codes), dtype=np.int32)
-    places[[codes[text] for text in sorted(codes)]] = np.arange(len(codes))
-    return places
 
 
 def in_order_of_runs(

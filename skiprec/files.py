@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ def sha256_of(parts: Iterable[bytes | memoryview]) -> str:
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
+    return digest.hexdigest()
+
+
+def sha256_of_streams(*parts: Callable[[], Iterable[bytes | memoryview]]) -> str:
+    """As `sha256`, of parts that come in pieces: each is asked for them twice, for its length and to be read."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(sum(len(piece) for piece in part()).to_bytes(8, "little"))
+        for piece in part():
+            digest.update(piece)
     return digest.hexdigest()
 
 
@@ -109,3 +120,19 @@ def new_folder(path: Path) -> Iterator[Path]:
             sync_folder(path.parent)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """A folder for what waits while something is made at `path`, on the same disk; removed with all in it.
+
+    Raises:
+        OutputError: If the place cannot be written, or its disk is full.
+    """
+    home = next(parent for parent in path.absolute().parents if parent.is_dir())
+    with writing_to(path):
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".scratch", dir=home))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,22 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int8, Int32, Int64, Integer
+from jaxtyping import Bool, Int64, Integer, UInt64
+from tqdm import tqdm
 
 from skiprec import files
-from skiprec.digests import table_digests
+from skiprec.digests import combined, features_digest, table_digests
 from skiprec.errors import ConfigError, DatasetError
 from skiprec.events import NO_FLAG, NOT_NESTED, SKIP_LEVEL, Events
+from skiprec.features import read_features
+from skiprec.merging import Log
 from skiprec.numbering import counted, hash_pairs, renumber
-from skiprec.reading import Reading, find_logs, read_logs
+from skiprec.reading import Reading, find_logs, read_logs, refuse_too_many_bad
 from skiprec.schema import ITEMS, SESSIONS
 from skiprec.seeds import counter_bits, derive_seed
 from skiprec.splits import TRAIN, temporal_parts
 
-# N rows, S sessions, R runs of rows.
+# N rows, S sessions, R runs of rows, V distinct texts.
 
 FORMAT = 1
 """Version of the folder's layout."""
@@ -81,7 +85,7 @@ class Manifest:
     dropped: dict[str, int]
     """Sessions that were not kept, by reason."""
     digests: dict[str, str]
-    """SHA-256 of the values of each table, and of these two with the settings as `dataset`."""
+    """SHA-256 of the values of each table, and of sessions and items with the settings as `dataset`."""
     reading: dict[str, Any] = dataclasses.field(default_factory=dict)
     """How the logs were read, and what of their rows was left out, by reason."""
 
@@ -133,22 +137,24 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a dataset keeps of the events: N rows of S sessions. Numbers are still those of everything that was read."""
+    """What a dataset keeps of some events, and how many of them there were."""
 
-    session: Int32[np.ndarray, " S"]
-    date: Int32[np.ndarray, " S"]
-    """Of a session's first row, whether that is kept or not."""
-    lengths: Int64[np.ndarray, " S"]
-    items: Int32[np.ndarray, " N"]
-    levels: Int8[np.ndarray, " N"]
-    contexts: Int32[np.ndarray, " R"]
-    context_lengths: Int32[np.ndarray, " R"]
-    """For how many rows each of them holds."""
-    session_ids: pa.StringArray
-    item_ids: pa.StringArray
-    context_types: list[str]
+    table: pa.Table
+    """As KEPT says."""
     counts: dict[str, int]
     dropped: dict[str, int]
+
+
+KEPT = pa.schema(
+    [
+        ("session_id", pa.string()),
+        ("date", pa.int32()),
+        ("items", pa.list_(pa.int32())),
+        ("skip_levels", pa.list_(pa.int8())),
+        ("contexts", pa.list_(pa.int32())),
+    ]
+)
+"""As SESSIONS, with items and contexts by the numbers of everything that was read."""
 
 
 def prepare_logs(
@@ -158,9 +164,13 @@ def prepare_logs(
     config: PrepareConfig | None = None,
     reading: Reading | None = None,
     sample: tuple[int, int] | None = None,
+    processes: int = 1,
+    features: Sequence[str | Path] = (),
     progress: bool = True,
 ) -> Manifest:
     """Read logs and write them as a dataset folder.
+
+    Memory holds the items' ids and a part of the rows; the others wait in a folder beside `out`, which is removed.
 
     Args:
         paths: Files, folders and globs, as find_logs takes them. Their order does not matter.
@@ -168,6 +178,9 @@ def prepare_logs(
         config: Defaults where None.
         reading: How the logs are read; MSSD's CSV files where None.
         sample: How many of the sessions that could be kept are drawn, and the draw's seed; all where None.
+        processes: That read files at the same time.
+        features: CSV files of track features, as find_logs takes them; no part of what training sees, nor of the
+            dataset's digest.
         progress: Show a bar, where there is a terminal.
 
     Returns:
@@ -180,14 +193,42 @@ def prepare_logs(
     config, reading = config or PrepareConfig(), reading or Reading()
     out = Path(out)
     files.refuse_existing(out)  # before minutes of reading
-    with lean_arrow():
-        sessions, items, manifest = build(find_logs(paths, reading.columns), config, reading, sample, progress=progress)
-        pa.default_memory_pool().release_unused()
+    if sample is not None and sample[0] < 1:
+        raise ConfigError(f"--sample is {sample[0]}, expected at least 1")
+    logs = find_logs(paths, reading.columns)
+    feature_files = find_logs(features) if features else []
+    with lean_arrow(), files.scratch_beside(out) as scratch:
+        log = read_logs(logs, reading, scratch, processes=processes, progress=progress)
+        kept = Store(scratch / "kept.arrow", KEPT)
+        counts, dropped, left_out = choose_all(log, config, sample, kept, progress=progress)
+        n_rows = log.n_rows - left_out.total()
+        left_out = dict(sorted((log.left_out + left_out).items()))
+        refuse_too_many_bad(logs, n_rows, left_out, reading)
+        refuse_nothing(logs, counts, dropped, config)
+        final = Final(log, kept, config)
         with files.new_folder(out) as folder:
-            # One row group: pyarrow, and so pandas, cannot read lists of dictionaries out of several at once.
-            few = ["date", "skip_levels.list.element", "contexts.list.element"]  # whose values are worth a dictionary
-            pq.write_table(sessions, folder / "sessions.parquet", row_group_size=len(sessions), use_dictionary=few)
-            pq.write_table(items, folder / "items.parquet", use_dictionary=False)
+            items = final.write(folder)
+            settings = dataclasses.asdict(config)
+            sources = [{"file": name, "rows": n} for name, n in sorted((path.name, n) for path, n in log.sources)]
+            if reading.key is not None:  # a file may be named after those whose plays it holds
+                sources = [{"rows": n} for n in sorted(source["rows"] for source in sources)]
+            found = {"left_out": left_out, "notes": dict(log.notes)}
+            digests = table_digests(final.column, items, settings)
+            if feature_files:
+                table = read_features(
+                    feature_files, combined(items["item_id"]), rename=reading.renamed_items, progress=progress
+                )
+                pq.write_table(table, folder / "features.parquet", use_dictionary=False)
+                digests["features"] = features_digest(table)
+            manifest = Manifest(
+                format=FORMAT,
+                settings=settings,
+                sources=sources,
+                counts=counts | {"items": len(items)},
+                dropped=dropped,
+                digests=digests,
+                reading=reading.about() | found | ({"sample": list(sample)} if sample else {}),
+            )
             text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
             files.write_file(folder / "manifest.json", text + "\n")
     return manifest
@@ -204,52 +245,102 @@ def lean_arrow() -> Iterator[None]:
         pa.set_memory_pool(before)
 
 
-def build(
-    logs: Sequence[Path], config: PrepareConfig, reading: Reading, sample: tuple[int, int] | None, *, progress: bool
-) -> tuple[pa.Table, pa.Table, Manifest]:
-    """The two tables of a dataset and its manifest.
+class Store:
+    """Tables of one schema, one after the other in a file.
+
+    Args:
+        path: Of the file, to be made.
+        schema: Of all tables.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.schema = path, schema
+        self.file = pa.OSFile(str(path), "wb")
+        self.writer = pa.ipc.new_file(self.file, schema)
+
+    def append(self, table: pa.Table) -> None:
+        """Add a table. It is one batch."""
+        self.writer.write_table(table.combine_chunks())
+
+    def close(self) -> None:
+        """Nothing more comes; tables may be read now."""
+        self.writer.close()
+        self.file.close()
+
+    def tables(self, *names: str) -> Iterator[pa.Table]:
+        """The tables as they were appended, or these columns of them."""
+        wanted = [self.schema.get_field_index(name) for name in names] or None
+        options = pa.ipc.IpcReadOptions(included_fields=wanted)
+        with pa.OSFile(str(self.path)) as file, pa.ipc.open_file(file, options=options) as reader:
+            for i in range(reader.num_record_batches):
+                yield pa.Table.from_batches([reader.get_batch(i)])
+
+
+def choose_all(
+    log: Log, config: PrepareConfig, sample: tuple[int, int] | None, kept: Store, *, progress: bool
+) -> tuple[dict[str, int], dict[str, int], Counter[str]]:
+    """Put what a dataset keeps of a log into a store, which is closed then.
+
+    Returns:
+        Counts of what was kept, of what was dropped, and of rows that were left out as sessions contradict themselves.
 
     Raises:
-        DatasetError: If a log is not as it should be, or no session can be kept.
+        DatasetError: If a session contradicts itself, and is not to be left out.
     """
-    # Each step lets go of what the one before it made: no more than two of them are ever held.
-    events = read_logs(logs, reading, progress=progress)
-    found = {"left_out": events.left_out, "notes": events.notes}
-    pa.default_memory_pool().release_unused()
-    sources = [{"file": name, "rows": n} for name, n in sorted((path.name, n) for path, n in events.sources)]
-    if reading.key is not None:  # a file may be named after those whose plays it holds
-        sources = [{"rows": n} for n in sorted(source["rows"] for source in sources)]
-    kept = choose(events, config, sample)
-    del events
-    sessions, items = tables(kept, trained_lengths(kept, config))
-    counts, dropped = kept.counts | {"items": len(items)}, kept.dropped
-    del kept
-    settings = dataclasses.asdict(config)
-    manifest = Manifest(
-        format=FORMAT,
-        settings=settings,
-        sources=sources,
-        counts=counts,
-        dropped=dropped,
-        digests=table_digests(sessions, items, settings),
-        reading=reading.about() | found | ({"sample": list(sample)} if sample else {}),
-    )
-    return sessions, items, manifest
+    limit = None if sample is None else sample_limit(log, config, *sample)
+    counts, dropped, left_out = Counter[str](), Counter[str](), Counter[str]()
+    with tqdm(
+        total=log.n_rows, desc="choosing sessions", unit=" rows", unit_scale=True, disable=None if progress else True
+    ) as bar:
+        for events in log.parts():
+            part = choose(events, config, sample and (sample[1], limit))
+            counts.update(part.counts)
+            dropped.update(part.dropped)
+            left_out.update(events.left_out)
+            if len(part.table):
+                kept.append(part.table)
+            bar.update(len(events.item))
+    kept.close()
+    return dict(counts), dict(dropped), left_out
 
 
-def choose(events: Events, config: PrepareConfig, sample: tuple[int, int] | None = None) -> Kept:
-    """The sessions that a dataset keeps, and what is left of them.
+def refuse_nothing(
+    logs: Sequence[Path], counts: Mapping[str, int], dropped: Mapping[str, int], config: PrepareConfig
+) -> None:
+    """Refuse logs of which no session can be kept.
 
     Raises:
-        DatasetError: If no session can be kept.
+        DatasetError: With what was dropped.
     """
+    if not counts["sessions"]:
+        why = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
+        raise DatasetError(
+            f"{', '.join(str(path) for path in logs[:3])}{', ...' if len(logs) > 3 else ''}: "
+            f"none of {counts['sessions_read']} sessions can be used ({why}), expected at least one of positions "
+            f"1..session_length and {config.min_length} rows or more"
+        )
+
+
+@dataclass(frozen=True)
+class Usable:
+    """Which sessions of some events could be kept: S sessions."""
+
+    first_run: Int64[np.ndarray, " S"]
+    starts: Int64[np.ndarray, " S"]
+    """Of the rows."""
+    lengths: Int64[np.ndarray, " S"]
+    keep: Bool[np.ndarray, " S"]
+    dropped: dict[str, int]
+    """Sessions that could not, by reason."""
+
+
+def usable(events: Events, config: PrepareConfig) -> Usable:
+    """Find the sessions that a dataset may keep."""
     runs = events.runs
     first_run = np.flatnonzero(np.diff(runs.session, prepend=-1))  # (S,) of all sessions read
-    last_run = np.append(first_run[1:], len(runs.session)) - 1
-    run_starts = np.cumsum(runs.n_rows, dtype=np.int64) - runs.n_rows
-    starts = run_starts[first_run]
+    last_run = np.append(first_run[1:], len(runs.session))[: len(first_run)] - 1
+    starts = (np.cumsum(runs.n_rows, dtype=np.int64) - runs.n_rows)[first_run]
     lengths = np.diff(starts, append=len(events.item))
-    kept_lengths = np.minimum(lengths, config.max_length)
 
     # Sorted without repeats, positions are exactly 1..session_length if the first is 1 and the last is both their
     # number and the session's length.
@@ -263,53 +354,63 @@ def choose(events: Events, config: PrepareConfig, sample: tuple[int, int] | None
     is_long = lengths >= config.min_length
     # In the training prefix: flags of held-out rows must not decide what is trained on.
     is_wanted = np.ones_like(is_whole)
-    if config.only_sessions_with_skips:
+    if config.only_sessions_with_skips and len(starts):
+        kept_lengths = np.minimum(lengths, config.max_length)
         is_skipped = (events.flags & SKIP_LEVEL) >= config.skip_threshold
         is_skipped &= marked(lengths, lengths - kept_lengths, np.maximum(kept_lengths - config.n_held_out, 0))
         is_wanted = np.logical_or.reduceat(is_skipped, starts)
-    keep = is_whole & is_long & is_wanted
     dropped = {
         "incomplete": int((~is_whole).sum()),
         "too_short": int((is_whole & ~is_long).sum()),
         "no_skips": int((is_whole & is_long & ~is_wanted).sum()),
     }
-    if sample is not None:
-        is_drawn = drawn(events.session_ids.take(pa.array(runs.session[first_run])), keep, *sample)
-        dropped["not_sampled"] = int((keep & ~is_drawn).sum())
-        keep &= is_drawn
-    if not keep.any():
-        why = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
-        raise DatasetError(
-            f"{', '.join(str(path) for path, _ in events.sources[:3])}{', ...' if len(events.sources) > 3 else ''}: "
-            f"none of {len(keep)} sessions can be used ({why}), expected at least one of positions "
-            f"1..session_length and {config.min_length} rows or more"
-        )
+    return Usable(first_run, starts, lengths, is_whole & is_long & is_wanted, dropped)
 
+
+def choose(events: Events, config: PrepareConfig, sample: tuple[int, int] | None = None) -> Kept:
+    """The sessions that a dataset keeps, and what is left of them.
+
+    Args:
+        events: All events of some sessions.
+        config: What is kept.
+        sample: The seed of a draw, and the largest hash that is drawn; all are where None.
+    """
+    runs, found = events.runs, usable(events, config)
+    lengths, keep, dropped = found.lengths, found.keep, found.dropped
+    session_ids = events.session_ids.take(pa.array(runs.session[found.first_run]))
+    if sample is not None:
+        is_drawn = sample_hashes(session_ids, sample[0]) <= np.uint64(sample[1])
+        dropped = dropped | {"not_sampled": int((keep & ~is_drawn).sum())}
+        keep = keep & is_drawn
+    kept_lengths = np.minimum(lengths, config.max_length)
     kept_lengths[~keep] = 0
     is_kept = marked(lengths, lengths - kept_lengths, kept_lengths)  # (N,)
-    in_run = np.add.reduceat(is_kept, run_starts, dtype=np.int32)  # kept rows of each run
+    run_starts = np.cumsum(runs.n_rows, dtype=np.int64) - runs.n_rows
+    # Kept rows of each run.
+    in_run = np.add.reduceat(is_kept, run_starts, dtype=np.int32) if len(run_starts) else np.empty(0, np.int32)
     kept_runs = np.flatnonzero(in_run)
     session, date = runs.session[kept_runs], runs.date[kept_runs]
     is_other_date = (session[1:] == session[:-1]) & (date[1:] != date[:-1])
     flags = events.flags[is_kept]
     levels = (flags & SKIP_LEVEL).astype(np.int8)
+    offsets = np.concatenate([[0], np.cumsum(kept_lengths[keep])]).astype(np.int32)
+    contexts = np.repeat(runs.context[kept_runs], in_run[kept_runs])
+    table = pa.table(
+        [
+            session_ids.filter(pa.array(keep)),
+            pa.array(runs.date[found.first_run[keep]]),
+            *(pa.ListArray.from_arrays(offsets, pa.array(v)) for v in (events.item[is_kept], levels, contexts)),
+        ],
+        schema=KEPT,
+    )
     return Kept(
-        session=runs.session[first_run[keep]],
-        date=runs.date[first_run[keep]],
-        lengths=kept_lengths[keep],
-        items=events.item[is_kept],
-        levels=levels,
-        contexts=runs.context[kept_runs],
-        context_lengths=in_run[kept_runs],
-        session_ids=events.session_ids,
-        item_ids=events.item_ids,
-        context_types=events.context_types,
+        table=table,
         dropped=dropped,
         counts={
             "rows_read": len(events.item),
             "sessions_read": len(keep),
             "sessions": int(keep.sum()),
-            "items": 0,  # see tables
+            "items": 0,  # see prepare_logs
             "rows": len(levels),
             "truncated": int((lengths[keep] > config.max_length).sum()),
             **{f"skip_level_{level}": int((levels == level).sum()) for level in range(4)},
@@ -321,65 +422,99 @@ def choose(events: Events, config: PrepareConfig, sample: tuple[int, int] | None
     )
 
 
-def drawn(session_ids: pa.StringArray, may_be: Bool[np.ndarray, " S"], n: int, seed: int) -> Bool[np.ndarray, " S"]:
-    """Which n sessions are drawn of those that may be: those whose ids have the least hashes, wherever they stand.
+def sample_limit(log: Log, config: PrepareConfig, n: int, seed: int) -> int:
+    """The hash up to which sessions are drawn: that of the n-th of those that could be kept, by their ids' hashes.
 
-    Raises:
-        ConfigError: If n is less than 1.
+    So it does not matter where in the logs a session stands, nor what is read at once.
     """
-    if n < 1:
-        raise ConfigError(f"--sample is {n}, expected at least 1")
+    least = np.empty(0, dtype=np.uint64)
+    for events in log.parts():
+        found = usable(events, config)
+        ids = events.session_ids.take(pa.array(events.runs.session[found.first_run[found.keep]]))
+        least = np.sort(np.concatenate([least, sample_hashes(ids, seed)]))[:n]
+    return int(least[-1]) if len(least) else 0
+
+
+def sample_hashes(session_ids: pa.StringArray, seed: int) -> UInt64[np.ndarray, " S"]:
+    """A number for each id, by which sessions are drawn."""
+    if not len(session_ids):
+        return np.empty(0, dtype=np.uint64)
     first, second = hash_pairs(session_ids)
-    mixed = counter_bits(derive_seed(seed, "sample"), first ^ (second >> np.uint64(1)))
-    places = np.flatnonzero(may_be)
-    least = places[np.argsort(mixed[places], kind="stable")[:n]]
-    is_drawn = np.zeros(len(may_be), dtype=bool)
-    is_drawn[least] = True
-    return is_drawn
+    return counter_bits(derive_seed(seed, "sample"), first ^ (second >> np.uint64(1)))
 
 
-def trained_lengths(kept: Kept, config: PrepareConfig) -> Int64[np.ndarray, " S"]:
-    """How many of each session's items training may see."""
-    if config.split == "temporal":
-        return np.where(temporal_parts(kept.date) == TRAIN, kept.lengths, 0)
-    return kept.lengths - N_HELD_OUT
-
-
-def tables(kept: Kept, trained: Int64[np.ndarray, " S"]) -> tuple[pa.Table, pa.Table]:
-    """The dataset's sessions and items. Items are numbered anew, in place, without those that went.
+class Final:
+    """The tables of a dataset, made from what is kept: items and contexts numbered anew, without those that went.
 
     Args:
-        kept: What is in them.
-        trained: As `trained_lengths` gives them: what counts as a play.
+        log: What the numbers of the kept rows mean.
+        kept: Closed.
+        config: What is trained on.
     """
-    # Numbers are in the order of texts already. Items count from 1, as 0 is padding.
-    is_used = counted(kept.items, len(kept.item_ids)) > 0
-    is_prefix = marked(kept.lengths, np.zeros_like(kept.lengths), trained)
-    plays = counted(kept.items[is_prefix], len(kept.item_ids))[is_used]
-    renumber(kept.items, np.cumsum(is_used, dtype=np.int32))
-    contexts, numbers = np.unique(kept.contexts, return_inverse=True)
-    context_types = pa.array([kept.context_types[i] for i in contexts], pa.string())
-    contexts = np.repeat(numbers.astype(np.int32), kept.context_lengths)
-    offsets = np.concatenate([[0], np.cumsum(kept.lengths)]).astype(np.int32)
-    sessions = pa.table(
-        [
-            kept.session_ids.take(pa.array(kept.session)),
-            pa.array(kept.date).cast(pa.date32()),
-            pa.ListArray.from_arrays(offsets, pa.array(kept.items)),
-            pa.ListArray.from_arrays(offsets, pa.array(kept.levels)),
-            pa.ListArray.from_arrays(offsets, pa.DictionaryArray.from_arrays(pa.array(contexts), context_types)),
-        ],
-        schema=SESSIONS,
-    )
-    items = pa.table(
-        [
-            pa.array(np.arange(1, len(plays) + 1, dtype=np.int32)),
-            kept.item_ids.filter(pa.array(is_used)),
-            pa.array(plays),
-        ],
-        schema=ITEMS,
-    )
-    return sessions, items
+
+    def __init__(self, log: Log, kept: Store, config: PrepareConfig) -> None:
+        self.log, self.kept, self.config = log, kept, config
+        used = np.zeros(len(log.item_ids), dtype=bool)
+        used_contexts = np.zeros(len(log.context_types), dtype=bool)
+        for table in kept.tables("items", "contexts"):
+            used[values_of(table["items"])] = True
+            used_contexts[values_of(table["contexts"])] = True
+        self.used = used
+        # Numbers are in the order of texts already. Items count from 1, as 0 is padding.
+        self.item_places = np.cumsum(used, dtype=np.int32)
+        self.context_places = np.cumsum(used_contexts, dtype=np.int32) - 1
+        self.contexts = pa.array([log.context_types[i] for i in np.flatnonzero(used_contexts)], pa.string())
+
+    def write(self, folder: Path) -> pa.Table:
+        """Write both tables into a folder. Returns that of the items."""
+        few = ["date", "skip_levels.list.element", "contexts.list.element"]  # whose values are worth a dictionary
+        with pq.ParquetWriter(folder / "sessions.parquet", SESSIONS, use_dictionary=few) as writer:
+            for table in self.kept.tables():
+                columns = [self.of(name, combined(table[name])) for name in KEPT.names]
+                writer.write_table(pa.table(columns, schema=SESSIONS), row_group_size=max(1, len(table)))
+        plays = self.plays()[self.used]
+        numbers = pa.array(np.arange(1, len(plays) + 1, dtype=np.int32))
+        items = pa.table([numbers, self.log.item_ids.filter(pa.array(self.used)), pa.array(plays)], schema=ITEMS)
+        pq.write_table(items, folder / "items.parquet", use_dictionary=False)
+        return items
+
+    def column(self, name: str) -> Iterator[pa.Array]:
+        """A column of the sessions, a part of them at a time."""
+        return (self.of(name, combined(table[name])) for table in self.kept.tables(name))
+
+    def of(self, name: str, values: pa.Array) -> pa.Array:
+        """A kept column as it is in the dataset."""
+        if name == "date":
+            return values.cast(pa.date32())
+        if name not in ("items", "contexts"):
+            return values
+        numbers = values.flatten().to_numpy().copy()
+        renumber(numbers, self.item_places if name == "items" else self.context_places)
+        inner = pa.array(numbers)
+        if name == "contexts":
+            inner = pa.DictionaryArray.from_arrays(inner, self.contexts)
+        return pa.ListArray.from_arrays(values.offsets, inner)
+
+    def plays(self) -> Int64[np.ndarray, " V"]:
+        """How often each item that was read is in what training may see."""
+        plays = np.zeros(len(self.log.item_ids), dtype=np.int64)
+        parts = None
+        if self.config.split == "temporal":
+            parts = temporal_parts(np.concatenate([t["date"].to_numpy() for t in self.kept.tables("date")]))
+        done = 0
+        for table in self.kept.tables("items"):
+            lengths = np.diff(combined(table["items"]).offsets.to_numpy()).astype(np.int64)
+            trained = lengths - N_HELD_OUT
+            if parts is not None:
+                trained = np.where(parts[done : done + len(lengths)] == TRAIN, lengths, 0)
+            done += len(lengths)
+            plays += counted(values_of(table["items"])[marked(lengths, np.zeros_like(lengths), trained)], len(plays))
+        return plays
+
+
+def values_of(lists: pa.ChunkedArray) -> Integer[np.ndarray, " N"]:
+    """What is in the lists, one after the other."""
+    return combined(lists).flatten().to_numpy()
 
 
 def marked(

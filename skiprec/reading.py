@@ -1,21 +1,26 @@
-"""Which log files there are, how they are to be read, and all their rows in one table."""
+"""Which log files there are, how they are to be read, and their rows, read by one process or several."""
 
 import dataclasses
 import glob
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from skiprec.columns import PACKED, SUFFIXES, ColumnMap, load_map, without_defaults
 from skiprec.errors import ConfigError, DatasetError
-from skiprec.events import BAD, Events, Gatherer, Order, Rows
+from skiprec.events import BAD, Order, Rows
+from skiprec.gathering import Gathered, Gatherer
 from skiprec.logs import read_log
 from skiprec.mapping import SECOND, read_mapped
+from skiprec.merging import Log
 from skiprec.numbering import Codes
 from skiprec.pseudonyms import key_check, pseudonyms
 
@@ -75,9 +80,13 @@ class Reading:
                 rows = dataclasses.replace(
                     rows,
                     session_id=pseudonyms(rows.session_id, self.key, "session"),
-                    item_id=pseudonyms(rows.item_id, self.key, "item") if self.hash_items else rows.item_id,
+                    item_id=self.renamed_items(rows.item_id),
                 )
             yield rows
+
+    def renamed_items(self, item_ids: pa.StringArray) -> pa.StringArray:
+        """Items' ids as the dataset has them."""
+        return pseudonyms(item_ids, self.key, "item") if self.hash_items else item_ids
 
 
 def find_logs(paths: Sequence[str | Path], columns: ColumnMap = MSSD) -> list[Path]:
@@ -105,36 +114,59 @@ def find_logs(paths: Sequence[str | Path], columns: ColumnMap = MSSD) -> list[Pa
     return list(found.values())
 
 
-def read_logs(files: Sequence[Path], reading: Reading | None = None, *, progress: bool = True) -> Events:
-    """Read all files into one table, in any order of files and rows.
+def read_logs(
+    files: Sequence[Path],
+    reading: Reading,
+    scratch: Path,
+    *,
+    processes: int = 1,
+    progress: bool = True,
+) -> Log:
+    """Read all files, in any order of files and rows.
 
     Args:
         files: As find_logs gives them.
-        reading: How; MSSD's CSV files by default.
+        reading: How.
+        scratch: A folder for the rows, which the log reads them from.
+        processes: That read files at the same time.
         progress: Show a bar of bytes, where there is a terminal.
 
     Raises:
         DatasetError: At the first thing that is not as it should be, with file and row.
     """
-    reading = reading or Reading()
-    gatherer = Gatherer(reading.order, leave_bad_out=reading.on_bad_row == "skip")
     if reading.order.by != "position":  # where all else is equal, files' names decide, and not how they were given
         files = sorted(files, key=lambda file: (file.name, str(file)))
+    sizes = [os.stat(file).st_size if file.exists() else 0 for file in files]
+    processes = min(processes, len(files))
     with tqdm(
-        total=sum(os.stat(file).st_size for file in files if file.exists()),
-        desc="reading logs",
-        unit="B",
-        unit_scale=True,
-        disable=None if progress else True,
+        total=sum(sizes), desc="reading logs", unit="B", unit_scale=True, disable=None if progress else True
     ) as bar:
-        for file in files:
-            for rows in made_ahead(reading.read(file, gatherer.contexts, bar.update)):
-                gatherer.add(rows)
-            gatherer.end_file(file)
-    refuse_too_many_bad(files, gatherer.item.n, gatherer.left_out, reading)
-    events = gatherer.finish()
-    refuse_too_many_bad(files, len(events.item), events.left_out, reading)  # with sessions that contradict themselves
-    return events
+        if processes == 1:
+            gathered = [gather(list(enumerate(files)), reading, scratch, "0", bar.update)]
+        else:
+            gathered = gather_at_once(shares(files, sizes, processes), reading, scratch, bar)
+    log = Log(gathered, files, reading.order, leave_bad_out=reading.on_bad_row == "skip")
+    refuse_too_many_bad(files, log.n_rows, log.left_out, reading)
+    return log
+
+
+def gather(
+    files: Sequence[tuple[int, Path]],
+    reading: Reading,
+    scratch: Path,
+    name: str,
+    advance: Callable[[int], object],
+) -> Gathered:
+    """Read some files, which are named by numbers.
+
+    Raises:
+        DatasetError: At the first thing that is not as it should be, with file and row.
+    """
+    gatherer = Gatherer(reading.order, scratch, name)
+    for number, file in files:
+        for rows in made_ahead(reading.read(file, gatherer.contexts, advance)):
+            gatherer.add(rows, number)
+    return gatherer.finish()
 
 
 def refuse_too_many_bad(files: Sequence[Path], n: int, left_out: Mapping[str, int], reading: Reading) -> None:
@@ -164,3 +196,69 @@ def made_ahead(blocks: Iterator[Rows]) -> Iterator[Rows]:
         while (block := coming.result()) is not None:
             coming = thread.submit(next, blocks, None)
             yield block
+
+
+def shares(files: Sequence[Path], sizes: Sequence[int], n: int) -> list[list[tuple[int, Path]]]:
+    """Files and their numbers in n shares of about the same size."""
+    found: list[list[tuple[int, Path]]] = [[] for _ in range(n)]
+    filled = [0] * n
+    for i in sorted(range(len(files)), key=lambda i: -sizes[i]):
+        least = filled.index(min(filled))
+        found[least].append((i, files[i]))
+        filled[least] += sizes[i] + 1
+    return [sorted(share) for share in found]
+
+
+def gather_at_once(
+    parts: Sequence[list[tuple[int, Path]]], reading: Reading, scratch: Path, bar: tqdm
+) -> list[Gathered]:
+    """Read each share of the files in a process of its own.
+
+    Raises:
+        DatasetError: As soon as one of them raises it, or was ended by someone else.
+    """
+    context = multiprocessing.get_context("spawn")  # torch and Arrow have threads, which a fork would leave behind
+    read, stop = context.Value("q", 0), context.Event()
+    with ProcessPoolExecutor(len(parts), context, start_reader, (read, stop)) as pool:
+        jobs = [pool.submit(gather_here, part, reading, scratch, str(i)) for i, part in enumerate(parts)]
+        try:
+            waiting = set(jobs)
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
+                for job in done:
+                    job.result()
+                bar.update(read.value - bar.n)
+        except BrokenProcessPool as error:
+            raise DatasetError(
+                f"one of {len(parts)} processes that read the logs was ended from outside (where memory runs out the "
+                "system does that); run it again, with fewer --processes"
+            ) from error
+        finally:
+            stop.set()  # whoever still reads, after an error here or there
+    return [job.result() for job in jobs]
+
+
+class Stopped(Exception):
+    """Another process has failed."""
+
+
+shared: dict[str, Any] = {}
+"""In a process of `gather_at_once`: bytes read by all, and whether to stop."""
+
+
+def start_reader(read: Any, stop: Any) -> None:
+    """Before anything else in such a process."""
+    shared.update(read=read, stop=stop)
+    pa.set_memory_pool(pa.system_memory_pool())
+
+
+def gather_here(files: list[tuple[int, Path]], reading: Reading, scratch: Path, name: str) -> Gathered:
+    """`gather` in such a process."""
+
+    def advance(n: int) -> None:
+        if shared["stop"].is_set():
+            raise Stopped
+        with shared["read"].get_lock():
+            shared["read"].value += n
+
+    return gather(files, reading, scratch, name, advance)

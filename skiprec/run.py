@@ -30,6 +30,7 @@ from skiprec.config import flatten, from_flat, to_toml
 from skiprec.dataset import Dataset, Split, load_dataset
 from skiprec.errors import CheckpointError, ConfigError
 from skiprec.evaluation import Evaluator
+from skiprec.features import FEATURE
 from skiprec.files import new_folder, write_file
 from skiprec.model import SequenceEncoder
 from skiprec.recommend import Recommender
@@ -211,6 +212,7 @@ def ranks_table(evaluator: Evaluator, ranks: Mapping[str, Tensor]) -> bytes:
         "popularity": pa.array(asked.target_third.cpu().numpy().astype(np.int8)),
         "length": pa.array(asked.session_lengths.cpu().numpy().astype(np.int32)),
     }
+    columns |= {f"{FEATURE}{name}": pa.array(of.cpu().numpy()) for name, of in evaluator.feature_thirds.items()}
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)
     return buffer.getvalue()

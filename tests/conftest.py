@@ -5,8 +5,10 @@ import itertools
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import psycopg
@@ -16,6 +18,7 @@ import torch
 from skiprec.dataset import Dataset, load_dataset
 from skiprec.model import ModelConfig
 from skiprec.prepare import Manifest, PrepareConfig, prepare_logs
+from skiprec.reading import Reading, read_logs
 from skiprec.synthetic import synthesize_logs
 from skiprec.trainer import TrainConfig
 from skiprec.training_loss import LossConfig
@@ -38,6 +41,16 @@ def dataset(tmp_path_factory) -> Dataset:
     synthesize_logs(folder / "logs", sessions=120, items=200, seed=1, progress=False)
     prepare_logs([folder / "logs"], folder / "data", progress=False)
     return load_dataset(folder / "data")
+
+
+def whole_log(files: Sequence[Path], reading: Reading | None = None) -> SimpleNamespace:
+    """All events of some files, with what their numbers mean."""
+    with tempfile.TemporaryDirectory() as scratch:
+        log = read_logs(files, reading or Reading(), Path(scratch), progress=False)
+        (events,) = log.parts()
+    own = {field.name: getattr(events, field.name) for field in dataclasses.fields(events)}
+    own["left_out"] = dict(log.left_out + Counter(events.left_out))
+    return SimpleNamespace(**own, item_ids=log.item_ids, context_types=log.context_types, sources=log.sources)
 
 
 def dataset_of(

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import whole_log
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import run
@@ -29,7 +30,7 @@ from skiprec.logs import PATH_IN_HEADER
 from skiprec.mapping import amount, time_of, yes_or_no
 from skiprec.prepare import Manifest, PrepareConfig, prepare_logs
 from skiprec.pseudonyms import pseudonym, read_key
-from skiprec.reading import Reading, find_logs, read_logs
+from skiprec.reading import Reading, find_logs
 from skiprec.synthetic import synthesize_logs
 
 START = datetime.datetime(2018, 7, 15, 23, 50, tzinfo=datetime.UTC)
@@ -53,7 +54,7 @@ def write(path, rows, columns):
 
 
 def events_of(paths, columns, **how):
-    return read_logs(list(paths), Reading(columns=columns, **how), progress=False)
+    return whole_log(list(paths), Reading(columns=columns, **how))
 
 
 def sessions_in(events):
@@ -334,10 +335,16 @@ def test_sessions_that_contradict_themselves_are_left_out_and_counted(tmp_path):
     found = sessions_in(events)
     assert {name: found[name] for name in found if found[name]} == {"a": plays_of, "c": plays_of}
     assert events.left_out == {"bad sessions with a position twice": 4, "bad sessions of two lengths": 4}
-    with pytest.raises(DatasetError, match=r"8 of 14 rows are bad \(4 sessions of two lengths, 4 sessions with a posi"):
-        events_of(paths, columns, on_bad_row="skip", bad_rows_at_most=0.57)
-    with pytest.raises(DatasetError, match=r"4 of 4 rows are bad \(4 sessions with a position twice\)"):
-        events_of([write(tmp_path / "3.csv", rows[3:6] + again[:1], columns)], columns, on_bad_row="skip")
+
+    def refuse(match, paths, **how):
+        with pytest.raises(DatasetError, match=match):
+            prepare_logs(paths, tmp_path / "out", reading=Reading(columns=columns, on_bad_row="skip", **how))
+
+    refuse(r"8 of 14 rows are bad \(4 sessions of two lengths, 4 sessions with a posi", paths, bad_rows_at_most=0.57)
+    refuse(
+        r"4 of 4 rows are bad \(4 sessions with a position twice\)",
+        [write(tmp_path / "3.csv", rows[3:6] + again[:1], columns)],
+    )
 
 
 @pytest.mark.parametrize(("form", "row"), [("csv", 3), ("jsonl", 2)])

@@ -65,6 +65,7 @@ def test_every_figure_is_the_one_counted_by_hand(folder):
         "no_anchor": 1,  # prefixes a b', c d e f, a' b': no skip with a heard item after another
         "skipped_by_position": [1 / 3, 2 / 3, 0, 1 / 3, 0, 0],
         "skipped_by_context": {"charts": 0, "radio": 4 / 10},
+        "features": {},
         "popularity": [(1, 4 / 14), (2, 7 / 14), (5, 12 / 14), (7, 1)],  # a 4, c 3, b 2, f 2, d e g 1
         "items_in_two_sessions": 3,  # a, b, c
         "items_in_training": 6,

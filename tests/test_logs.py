@@ -4,14 +4,16 @@ import datetime
 import gzip
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import whole_log
 
 import skiprec.logs
 from skiprec.errors import DatasetError
-from skiprec.events import NO_FLAG, NOT_NESTED, SKIP_LEVEL, Events
-from skiprec.reading import find_logs, read_logs
+from skiprec.events import NO_FLAG, NOT_NESTED, SKIP_LEVEL
+from skiprec.reading import find_logs
 from skiprec.schema import LOG_COLUMNS
 
 HEADER = ",".join(LOG_COLUMNS)
@@ -41,11 +43,11 @@ def write_log(path: Path, rows: list[str], header: str = HEADER) -> Path:
     return path
 
 
-def read(*files: Path) -> Events:
-    return read_logs(files, progress=False)
+def read(*files: Path) -> SimpleNamespace:
+    return whole_log(files)
 
 
-def row_by_row(events: Events) -> dict[str, list[int]]:
+def row_by_row(events: SimpleNamespace) -> dict[str, list[int]]:
     """The columns of the table that the events' runs stand for."""
     runs, step = events.runs, [i for n in events.runs.n_rows for i in range(n)]
     names = ("session", "session_length", "date", "context")
@@ -59,7 +61,7 @@ def row_by_row(events: Events) -> dict[str, list[int]]:
     }
 
 
-def texts(events: Events) -> tuple[list[str], list[str], list[str]]:
+def texts(events: SimpleNamespace) -> tuple[list[str], list[str], list[str]]:
     """What session, item and context number."""
     return events.session_ids.to_pylist(), events.item_ids.to_pylist(), events.context_types
 
@@ -122,7 +124,7 @@ def test_flags_may_be_spelled_in_four_ways(tmp_path, spelling):
     assert row_by_row(events)["skip_level"] == [2, 0]
 
 
-def same(a: Events, b: Events) -> bool:
+def same(a: SimpleNamespace, b: SimpleNamespace) -> bool:
     """Equal in all but where they came from."""
     return texts(a) == texts(b) and row_by_row(a) == row_by_row(b)
 

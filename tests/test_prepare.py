@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_logs import HEADER, log_row, log_session, write_log
 
-from skiprec.digests import table_digests
+from skiprec.digests import columns_of, table_digests
 from skiprec.errors import ConfigError, DatasetError, OutputError
 from skiprec.prepare import Manifest, PrepareConfig, prepare_logs
 from skiprec.schema import ITEMS, SESSIONS
@@ -220,15 +221,34 @@ def test_the_command_does_not_load_torch(tmp_path):
 
 @pytest.mark.slow
 @HAS_PROC
-def test_a_row_takes_less_than_64_bytes_of_memory(tmp_path):
-    """Twice the sessions of one catalogue: what preparing takes more is the rows', and their sessions' ids."""
+def test_memory_hardly_grows_with_the_log(tmp_path):
+    """Twice the sessions of one catalogue, several chunks of them: what preparing takes more for a row."""
     logs = synthesize_logs(tmp_path / "logs", sessions=200_000, items=20_000, seed=1, progress=False)
     peaks, rows = [], []
     for n in (2, 4):
         peaks.append(peak(logs[:n], tmp_path / f"out{n}"))
         rows.append(Manifest.read(tmp_path / f"out{n}").counts["rows_read"])
     assert rows[1] - rows[0] > 1_500_000
-    assert (peaks[1] - peaks[0]) / (rows[1] - rows[0]) < 64
+    assert (peaks[1] - peaks[0]) / (rows[1] - rows[0]) < 12
+
+
+GIGABYTES = float(os.environ.get("SKIPREC_GIGABYTES", "0.2"))
+
+
+@pytest.mark.slow
+@HAS_PROC
+def test_large_logs_of_a_million_tracks_are_prepared_in_bounded_memory(tmp_path):
+    """Two gigabytes in 600 MB, any more in 1.5 GB. In full: SKIPREC_GIGABYTES=20."""
+    script = Path(__file__).parent.parent / "scripts" / "bench_prepare.py"
+    spec = importlib.util.spec_from_file_location("bench_prepare", script)
+    bench_prepare = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench_prepare)
+    (tmp_path / "logs").mkdir()
+    logs = bench_prepare.make_logs(tmp_path / "logs", GIGABYTES, 1_000_000)
+    assert sum(path.stat().st_size for path in logs) > 0.9e9 * GIGABYTES
+    held = peak(logs, tmp_path / "out")
+    print(f"{GIGABYTES:g} GB: {held / 1e6:.0f} MB")
+    assert held < (600e6 if GIGABYTES <= 2 else 1500e6)
 
 
 @pytest.mark.parametrize("row", [log_row("s", 4, 4, "d"), log_row("s", 4, "x")])
@@ -479,7 +499,7 @@ def digests(lists: tuple[list, list], numbering: list[str]) -> dict[str, str]:
         ),
     ]
     items = pa.table([pa.array([1], pa.int32()), pa.array(["x"]), pa.array([5], pa.int64())], schema=ITEMS)
-    return table_digests(pa.table(arrays, schema=SESSIONS), items, {})
+    return table_digests(columns_of(pa.table(arrays, schema=SESSIONS)), items, {})
 
 
 def test_a_digest_sees_borders_between_sessions_and_not_how_contexts_are_numbered():

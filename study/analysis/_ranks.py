@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
+from skiprec.features import FEATURE, FEATURE_THIRDS
 from study.analysis._tables import DoneCell
 from study.claims import MEASURES
 
@@ -16,6 +17,8 @@ from study.claims import MEASURES
 THIRDS = ("most played third", "second third", "least played third")
 MOST_CONTEXTS = 10
 """Context types with a group of their own; the rarer ones are one group."""
+MOST_FEATURES = 3
+"""Features of the tracks whose thirds are groups: those that tell skipped plays most from heard ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +65,7 @@ def groups(sessions: pd.DataFrame) -> Iterable[tuple[str, str, Bool[np.ndarray, 
         if low < after:
             name = f"{low} to {after - 1} tracks" if after - 1 > low else f"{low} tracks"
             yield "session length", name, (length >= low) & (length < after)
+    for column in [name for name in sessions.columns if name.startswith(FEATURE)][:MOST_FEATURES]:
+        third = sessions[column].to_numpy()
+        for i, name in enumerate(FEATURE_THIRDS):
+            yield f"track's {column.removeprefix(FEATURE)}", f"{name} third", third == i
