@@ -177,7 +177,8 @@ def load_features(path: Path, manifest: Manifest, n_items: int) -> dict[str, Flo
     file = path / "features.parquet"
     try:
         table = pq.read_table(file)
-        is_whole = len(table) == n_items and features_digest(table) == manifest.digests["features"]
+        is_whole = len(table) == n_items and all(field.type == pa.float32() for field in list(table.schema)[1:])
+        is_whole = is_whole and features_digest(table) == manifest.digests["features"]
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise DatasetError(f"{file}: cannot be read ({reason}); prepare the logs again") from error

@@ -1,16 +1,22 @@
 """Writing files so that none is ever half written: write beside, fsync, rename. And the digests of what they hold."""
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from skiprec.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def canonical_json(value: Any) -> str:
@@ -126,13 +132,47 @@ def new_folder(path: Path) -> Iterator[Path]:
 def scratch_beside(path: Path) -> Iterator[Path]:
     """A folder for what waits while something is made at `path`, on the same disk; removed with all in it.
 
+    So are those of processes that were killed before they could.
+
     Raises:
         OutputError: If the place cannot be written, or its disk is full.
     """
     home = next(parent for parent in path.absolute().parents if parent.is_dir())
     with writing_to(path):
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".scratch", dir=home))
+        for left in home.glob(f".{glob.escape(path.name)}.*.scratch"):
+            if is_abandoned(left):
+                shutil.rmtree(left, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=home))
+        folder = made.with_suffix(".scratch")
         try:
-            yield folder
+            with open(made / "in-use", "wb") as mark:
+                with suppress(OSError):  # there are file systems without locks
+                    lock(mark)
+                made.rename(folder)
+                yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            for either in (made, folder):
+                shutil.rmtree(either, ignore_errors=True)
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether nobody holds the mark of a scratch folder any more; False where that cannot be known."""
+    try:
+        with open(folder / "in-use", "rb+") as mark:
+            lock(mark)
+    except FileNotFoundError:  # it was being removed: every such folder got its name with the mark in it
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def lock(file: IO[bytes]) -> None:
+    """Hold a file until it is closed, or the process ends.
+
+    Raises:
+        OSError: If another process holds it, or there are no such locks here.
+    """
+    if fcntl is None:
+        raise OSError("no locks on this system")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

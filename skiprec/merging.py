@@ -28,6 +28,8 @@ class Source:
     """A chunk, with what its numbers are in the whole log."""
 
     chunk: Chunk
+    firsts: list[bytes]
+    """The key of the first run of each batch."""
     items: Int32[np.ndarray, " V"]
     contexts: Int32[np.ndarray, " K"]
 
@@ -66,11 +68,11 @@ class Log:
         context_places = np.empty(len(contexts), dtype=np.int32)
         context_places[[contexts[text] for text in self.context_types]] = np.arange(len(contexts))
         self.item_ids, item_places = items.in_order() if items.n else (pa.array([], pa.string()), np.empty(0, np.int32))
-        self.chunks = [
-            Source(chunk, item_places[own_items], context_places[own_contexts])
-            for part, (own_items, own_contexts) in zip(gathered, numbers, strict=True)
-            for chunk in part.chunks
-        ]
+        self.chunks = []
+        for part, (own_items, own_contexts) in zip(gathered, numbers, strict=True):
+            # Made once for all chunks of a part: each is as large as the catalogue.
+            places = item_places[own_items], context_places[own_contexts]
+            self.chunks += [Source(chunk, [first for first, _ in chunk.batches], *places) for chunk in part.chunks]
 
     @property
     def n_rows(self) -> int:
@@ -102,7 +104,7 @@ class Log:
 
     def _piece(self, source: Source, least: bytes | None, below: bytes | None) -> pa.Table | None:
         """The runs of a chunk with keys from `least` on, and below the other."""
-        firsts = [first for first, _ in source.chunk.batches]
+        firsts = source.firsts
         # The batch before the first one that begins in the range may reach into it.
         start = 0 if least is None else max(0, bisect.bisect_left(firsts, least) - 1)
         stop = len(firsts) if below is None else bisect.bisect_left(firsts, below)

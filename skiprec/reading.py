@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -218,23 +219,24 @@ def gather_at_once(
         DatasetError: As soon as one of them raises it, or was ended by someone else.
     """
     context = multiprocessing.get_context("spawn")  # torch and Arrow have threads, which a fork would leave behind
-    read, stop = context.Value("q", 0), context.Event()
+    # Without locks, which a process that is killed would hold for ever: each reader has a number of its own.
+    read, stop = context.Array("q", len(parts), lock=False), context.Value("b", 0, lock=False)
     with ProcessPoolExecutor(len(parts), context, start_reader, (read, stop)) as pool:
-        jobs = [pool.submit(gather_here, part, reading, scratch, str(i)) for i, part in enumerate(parts)]
         try:
+            jobs = [pool.submit(gather_here, part, reading, scratch, i) for i, part in enumerate(parts)]
             waiting = set(jobs)
             while waiting:
                 done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
                 for job in done:
                     job.result()
-                bar.update(read.value - bar.n)
+                bar.update(sum(read) - bar.n)
         except BrokenProcessPool as error:
             raise DatasetError(
                 f"one of {len(parts)} processes that read the logs was ended from outside (where memory runs out the "
                 "system does that); run it again, with fewer --processes"
             ) from error
         finally:
-            stop.set()  # whoever still reads, after an error here or there
+            stop.value = 1  # whoever still reads, after an error here or there
     return [job.result() for job in jobs]
 
 
@@ -243,22 +245,28 @@ class Stopped(Exception):
 
 
 shared: dict[str, Any] = {}
-"""In a process of `gather_at_once`: bytes read by all, and whether to stop."""
+"""In a process of `gather_at_once`: bytes read by each, and whether to stop."""
 
 
 def start_reader(read: Any, stop: Any) -> None:
     """Before anything else in such a process."""
     shared.update(read=read, stop=stop)
     pa.set_memory_pool(pa.system_memory_pool())
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def gather_here(files: list[tuple[int, Path]], reading: Reading, scratch: Path, name: str) -> Gathered:
+def end_with_parent() -> None:
+    """Wait until the process that started this one is gone, and end this one, which would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def gather_here(files: list[tuple[int, Path]], reading: Reading, scratch: Path, number: int) -> Gathered:
     """`gather` in such a process."""
 
     def advance(n: int) -> None:
-        if shared["stop"].is_set():
+        if shared["stop"].value:
             raise Stopped
-        with shared["read"].get_lock():
-            shared["read"].value += n
+        shared["read"][number] += n
 
-    return gather(files, reading, scratch, name, advance)
+    return gather(files, reading, scratch, str(number), advance)

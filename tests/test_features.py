@@ -2,7 +2,10 @@
 
 import dataclasses
 import gzip
+import io
 import math
+import operator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import dataset_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +29,7 @@ from skiprec.features import read_features, thirds
 from skiprec.prepare import PrepareConfig, prepare_logs
 from skiprec.pseudonyms import pseudonym
 from skiprec.reading import Reading
+from skiprec.run import ranks_table
 from study.analysis._ranks import groups
 
 SMALL = PrepareConfig(min_length=4, max_length=6)
@@ -54,6 +59,8 @@ def test_numbers_are_joined_by_track_and_texts_are_left_out(tmp_path):
     [
         (["a,1,major,1", "b,fast,major,1"], HEAD, r", row 3: tempo is 'fast', expected a number as before"),
         (["a,1,major,1", "b,inf,major,1"], HEAD, r", row 3: tempo is 'inf', expected a number as before"),
+        (["a,1,major,1", "b,1e39,major,1"], HEAD, r", row 3: tempo is '1e39', expected a number as before"),
+        (["a,1,major,1", "b,NAN,major,1"], HEAD, r", row 3: tempo is 'NAN', expected a number as before"),
         (["a,1,major,1", "b,1,major,1", "a,2,major,2"], HEAD, r", row 4: track 'a' was there before, expected each"),
         (["a,1,1"], "id,tempo,valence", r", row 1: no column track_id or track_id_clean or item_id; found 'id', 'te"),
         (["a,1,1"], "track_id,tempo,tempo", r", row 1: column 'tempo' is there twice, expected once"),
@@ -149,6 +156,9 @@ def test_thirds_go_by_value(values):
     known = sorted((value, third) for value, third in zip(values, found.tolist(), strict=True) if third >= 0)
     assert [third for _, third in known] == sorted(third for _, third in known)
     assert len({value for value, _ in known}) == len(set(known))
+    for value in {value for value, _ in known}:
+        less, equal = (sum(op(other, value) for other, _ in known) for op in (operator.lt, operator.eq))
+        assert dict(known)[value] == min(2, int(3 * Fraction(2 * less + equal, 2 * len(known))))
     different = [value for value, _ in known]
     if len(different) == len(set(different)) and len(different) % 3 == 0:
         assert [[third for _, third in known].count(i) for i in range(3)] == [len(known) // 3] * 3
@@ -163,7 +173,10 @@ def test_targets_are_divided_by_thirds_of_their_features():
     masks = Evaluator(dataset, "val", n_candidates=2).finer_groups()
     assert masks["feature/tempo/middle/"].tolist() == [True] * 9  # items 4 to 6
     assert not masks["feature/tempo/low/"].any()
-    assert Evaluator(dataset, "test", n_candidates=2).finer_groups()["feature/tempo/high/"].all()  # items 7 to 9
+    test = Evaluator(dataset, "test", n_candidates=2)
+    assert test.finer_groups()["feature/tempo/high/"].all()  # items 7 to 9
+    ranks = {measure: torch.ones(9) for measure in ("sampled", "full", "full_new")}
+    assert pq.read_table(io.BytesIO(ranks_table(test, ranks)))["feature tempo"].to_pylist() == [2] * 9
 
 
 def test_a_report_has_groups_by_the_three_features_that_tell_most():
@@ -207,4 +220,3 @@ def test_from_features_to_groups_by_the_commands(tmp_path):
     assert trained.returncode == 0, trained.stderr
     shown = run(tmp_path, "skiprec", "evaluate", "run")
     assert "/feature/tempo/low/full_hr_at_10" in shown.stdout
-    assert {"feature tempo", "feature valence"} <= set(pd.read_parquet(tmp_path / "run" / "ranks_test.parquet").columns)

@@ -14,11 +14,13 @@ import pandas as pd
 import pytest
 from test_logs import log_row, log_session, write_log
 
+import skiprec.files
 import skiprec.gathering
 import skiprec.merging
 import skiprec.reading
 from skiprec.columns import ColumnMap, SkipMap
 from skiprec.errors import DatasetError, OutputError
+from skiprec.files import scratch_beside
 from skiprec.prepare import PrepareConfig, prepare_logs
 from skiprec.reading import Reading, read_logs, shares
 
@@ -212,6 +214,71 @@ def test_a_reading_process_that_is_killed_is_one_line(tmp_path):
     assert process.returncode == 1
     assert "of 2 processes that read the logs was ended from outside" in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs"]
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_one_and_that_of_a_living_one_is_not(tmp_path):
+    logs = some_logs(tmp_path / "logs")
+    os.mkfifo(tmp_path / "pipe.csv")
+    command = [sys.executable, "-m", "skiprec", "prepare", tmp_path / "pipe.csv", "--out", tmp_path / "out"]
+    killed, living = (subprocess.Popen(command) for _ in range(2))
+    try:
+        deadline = time.monotonic() + 60
+        while len(left := sorted(tmp_path.glob(".out.*.scratch"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(left) == 2
+        killed.kill()
+        killed.wait()
+        assert sorted(tmp_path.glob(".out.*.scratch")) == left
+        prepare_logs(logs, tmp_path / "out", config=SMALL, progress=False)
+        (kept,) = tmp_path.glob(".out.*")
+        assert kept in left
+    finally:
+        living.kill()
+        living.wait()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc to find processes in")
+def test_readers_end_with_who_started_them(tmp_path):
+    logs = some_logs(tmp_path / "logs")
+    os.mkfifo(tmp_path / "logs" / "pipe.csv")
+    command = [sys.executable, "-m", "skiprec", "prepare", *logs, tmp_path / "logs" / "pipe.csv"]
+    process = subprocess.Popen([*command, "--out", tmp_path / "out", "--processes", "2"])
+    readers: list[int] = []
+    while len(readers) < 2 and process.poll() is None:
+        time.sleep(0.2)
+        readers = children(process.pid)
+    time.sleep(2)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}/task").exists() for pid in readers):
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}/task").exists() for pid in readers)
+    assert len(readers) == 2
+
+
+def test_a_scratch_folder_without_its_mark_is_removed_and_one_on_a_disk_without_locks_is_made(tmp_path, monkeypatch):
+    (tmp_path / ".out.1.scratch").mkdir()
+    (tmp_path / ".out.1.scratch" / "0-0.arrow").touch()
+    with scratch_beside(tmp_path / "out") as folder:
+        assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name]
+
+    def no_locks(file, how):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(skiprec.files.fcntl, "flock", no_locks)
+    (tmp_path / ".out.2.scratch").mkdir()
+    (tmp_path / ".out.2.scratch" / "in-use").touch()
+    with scratch_beside(tmp_path / "out"):
+        assert (tmp_path / ".out.2.scratch").exists()  # it may be somebody's
+
+
+def test_all_chunks_of_a_process_share_what_their_numbers_mean(tmp_path, in_small_pieces):
+    """It is as large as the catalogue, and there are as many chunks as the log has parts."""
+    (tmp_path / "scratch").mkdir()
+    log = read_logs(some_logs(tmp_path / "logs"), Reading(), tmp_path / "scratch", progress=False)
+    assert len(log.chunks) > 3
+    assert len({id(source.items) for source in log.chunks}) == 1
 
 
 def children(pid: int) -> list[int]:

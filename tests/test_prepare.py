@@ -223,9 +223,9 @@ def test_the_command_does_not_load_torch(tmp_path):
 @HAS_PROC
 def test_memory_hardly_grows_with_the_log(tmp_path):
     """Twice the sessions of one catalogue, several chunks of them: what preparing takes more for a row."""
-    logs = synthesize_logs(tmp_path / "logs", sessions=200_000, items=20_000, seed=1, progress=False)
+    logs = synthesize_logs(tmp_path / "logs", sessions=400_000, items=20_000, seed=1, progress=False)
     peaks, rows = [], []
-    for n in (2, 4):
+    for n in (4, 8):
         peaks.append(peak(logs[:n], tmp_path / f"out{n}"))
         rows.append(Manifest.read(tmp_path / f"out{n}").counts["rows_read"])
     assert rows[1] - rows[0] > 1_500_000
