@@ -73,7 +73,11 @@ def test_each_thread_has_a_part_that_is_worth_it(threads, monkeypatch):
     """Of 7 rows, 3 a thread: at most three threads; every row is in one part."""
     parts = []
     monkeypatch.setattr("skiprec.best_items.ROWS_OF_A_THREAD", 3)
-    monkeypatch.setattr("skiprec.best_items.search_rows", lambda *given: parts.append(given[3:5]))
+
+    def kernel(*given):
+        parts.append(given[3:5])
+
+    monkeypatch.setattr("skiprec.best_items.search_rows_of", lambda width: kernel)
     best_items(torch.ones(7, 2), torch.ones(1, 2), [[]], 1, threads=threads)
     assert len(parts) == min(threads, 3)
     assert sorted(row for first, last in parts for row in range(first, last)) == list(range(7))
