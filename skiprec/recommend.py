@@ -111,7 +111,7 @@ class Recommender:
         return self.recommend_many([Session(items, skip_levels)], k=k, exclude=exclude)[0]
 
     @no_type_check
-    @torch.no_grad()
+    @torch.inference_mode()
     def recommend_many(
         self, sessions: Sequence[Session], *, k: int = 20, exclude: Exclude = "session"
     ) -> list[Recommended]:
