@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from skiprec.best_items import Best, best_items
+from skiprec.best_items import Best, best_items, outline_of
 from skiprec.device import one_thread
 from skiprec.errors import CheckpointError, RequestError
 from skiprec.model import SequenceEncoder
@@ -85,6 +85,8 @@ class Recommender:
         self.skip_threshold = skip_threshold
         self.about = dict(about or {})
         self.table = model.items.weight.detach()[1 : model.n_items + 1]  # (R, D)
+        is_here = self.table.device.type == "cpu" and self.table.dtype == torch.float32
+        self.outline = outline_of(self.table) if is_here else None
         self.threads = torch.get_num_threads()  # asked once: in a thread that a server starts it may be another number
 
     @classmethod
@@ -165,7 +167,8 @@ class Recommender:
     def _best(self, sessions: list[list[tuple[int, int]]], k: int, exclude: str) -> list[Best]:
         """Places in item_ids and scores of the k best of each session."""
         left_out = [[item - 1 for item, level in own if self._is_out(level, exclude)] for own in sessions]
-        return best_items(self.table, self.predicted(sessions), left_out, k, threads=self.threads)
+        predicted = self.predicted(sessions)
+        return best_items(self.table, predicted, left_out, k, threads=self.threads, outline=self.outline)
 
     def _is_out(self, level: int, exclude: str) -> bool:
         """Whether an item that was played so is not to be recommended."""

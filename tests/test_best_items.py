@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import skiprec.best_items
-from skiprec.best_items import best_by_sorting, best_items
+from skiprec.best_items import best_by_sorting, best_items, outline_of
 
 # R rows, B queries, D width.
 
@@ -51,8 +51,38 @@ def test_the_best_are_those_of_a_full_sort(asked, threads, rows_at_once):
     table, queries, left_out, k = asked
     with patched(ROWS_AT_ONCE=rows_at_once, ROWS_OF_A_THREAD=1):
         assert best_items(*asked, threads=threads) == sorted_out(*asked)
-        one = best_items(table, queries[:1], left_out[:1], k, threads=threads)
-    assert one == sorted_out(table, queries[:1], left_out[:1], k)
+        one, by_outline = (
+            best_items(table, queries[:1], left_out[:1], k, threads=threads, outline=outline)
+            for outline in (None, outline_of(table))
+        )
+    assert one == by_outline == sorted_out(table, queries[:1], left_out[:1], k)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-6, 0.0])
+def test_an_outline_changes_nothing_of_what_is_found(spread):
+    """Also where rows are so alike that 16 bits a number do not tell them apart; rows of zeros and of tiny numbers."""
+    torch.manual_seed(1)
+    table = torch.randn(1, 64) + spread * torch.randn(20_000, 64)
+    table[::7] *= 1e-3
+    table[5], table[11] = 0, 1e-42
+    outline = outline_of(table)
+    for query in torch.randn(20, 1, 64):
+        left_out = [[3, 4, 12_000]]
+        plain = best_items(table, query, left_out, 30, threads=2)
+        assert best_items(table, query, left_out, 30, threads=2, outline=outline) == plain
+
+
+def test_an_outline_is_off_by_no_more_than_it_says():
+    """In double precision, for queries of any direction, that of the rounding itself among them."""
+    torch.manual_seed(1)
+    table = torch.randn(500, 40) * torch.logspace(-6, 3, 500)[:, None]
+    outline = outline_of(table)
+    assert outline.steps.dtype == np.int16
+    about = outline.steps * outline.scales[:, None].astype(np.float64)
+    off = table.double().numpy() - about
+    assert (np.abs(outline.steps).max(1) == 32_767).all()
+    assert (np.linalg.norm(off, axis=1) <= outline.errors).all()
+    assert (outline.errors < 1e-4 * np.linalg.norm(table.numpy(), axis=1)).all()
 
 
 @given(asked=questions(), scores_at_once=st.integers(1, 100))
@@ -77,7 +107,7 @@ def test_each_thread_has_a_part_that_is_worth_it(threads, monkeypatch):
     def kernel(*given):
         parts.append(given[3:5])
 
-    monkeypatch.setattr("skiprec.best_items.search_rows_of", lambda width: kernel)
+    monkeypatch.setattr("skiprec.best_items.searches_of", lambda width: (kernel, None))
     best_items(torch.ones(7, 2), torch.ones(1, 2), [[]], 1, threads=threads)
     assert len(parts) == min(threads, 3)
     assert sorted(row for first, last in parts for row in range(first, last)) == list(range(7))
