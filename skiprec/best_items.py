@@ -243,11 +243,14 @@ def outline_of(table: Float32[Tensor, "R D"]) -> Outline:
     for start in range(0, R, ROWS_AT_ONCE):
         rows = table[start : start + ROWS_AT_ONCE].numpy().astype(np.float64)
         part = slice(start, start + len(rows))
+        is_finite = np.isfinite(rows).all(1)
+        rows[~is_finite] = 0
         scales = (np.abs(rows).max(1, initial=0) / LARGEST_STEP).astype(np.float32)
         scales[scales == 0] = 1  # a row of zeros, or of next to nothing, which the error then covers
         wide = scales[:, None].astype(np.float64)
         steps = np.rint(rows / wide).clip(-LARGEST_STEP, LARGEST_STEP)
         off = np.linalg.norm(rows - steps * wide, axis=1) + rounding * np.linalg.norm(rows, axis=1)
+        off[~is_finite] = np.inf
         outline.steps[part], outline.scales[part], outline.errors[part] = steps, scales, off * (1 + 1e-6)
     return outline
 

@@ -64,7 +64,7 @@ def test_an_outline_changes_nothing_of_what_is_found(spread):
     torch.manual_seed(1)
     table = torch.randn(1, 64) + spread * torch.randn(20_000, 64)
     table[::7] *= 1e-3
-    table[5], table[11] = 0, 1e-42
+    table[5], table[11], table[13, 0], table[17] = 0, 1e-42, np.inf, np.nan
     outline = outline_of(table)
     for query in torch.randn(20, 1, 64):
         left_out = [[3, 4, 12_000]]
