@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from skiprec.linear import applied, linear
 from skiprec.schema import PADDING
 
 # B sessions in the batch, T positions, D embedding width.
@@ -88,12 +89,12 @@ class Block(nn.TransformerEncoderLayer):
         rows = torch.arange(B, device=hidden.device)
         seen = self.norm1(hidden) if self.norm_first else hidden
         weight, offset = self.self_attn.in_proj_weight, self.self_attn.in_proj_bias
-        query = F.linear(seen[rows, places], weight[:D], offset[:D]).view(B, H, 1, -1)
-        key, value = F.linear(seen, weight[D:], offset[D:]).view(B, T, 2, H, -1).permute(2, 0, 3, 1, 4)
+        query = linear(seen[rows, places], weight[:D], offset[:D]).view(B, H, 1, -1)
+        key, value = linear(seen, weight[D:], offset[D:]).view(B, T, 2, H, -1).permute(2, 0, 3, 1, 4)
         bias = bias.view(B, H, T, T)[rows, :, places][:, :, None]
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).view(B, D)
         nothing = DropoutMasks(0.0, 0, hidden.device, hidden.dtype)
-        hidden, attended = hidden[rows, places], self.self_attn.out_proj(mixed)
+        hidden, attended = hidden[rows, places], applied(self.self_attn.out_proj, mixed)
         if self.norm_first:
             hidden = hidden + attended
             return hidden + self._feed_forward(self.norm2(hidden), nothing)
@@ -103,12 +104,13 @@ class Block(nn.TransformerEncoderLayer):
     def _attend(self, hidden: Tensor, bias: Tensor, masks: "DropoutMasks") -> Tensor:
         B, T, _ = hidden.shape
         H = self.self_attn.num_heads
-        projected = F.linear(hidden, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
+        projected = linear(hidden, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
         mixed = Attention.apply(projected, bias, masks.take((B * H, T, T)), H)
-        return masks.drop(self.self_attn.out_proj(mixed))
+        return masks.drop(applied(self.self_attn.out_proj, mixed))
 
     def _feed_forward(self, hidden: Tensor, masks: "DropoutMasks") -> Tensor:
-        return masks.drop(self.linear2(masks.drop(self.activation(self.linear1(hidden)))))
+        inner = masks.drop(self.activation(applied(self.linear1, hidden)))
+        return masks.drop(applied(self.linear2, inner))
 
 
 class Attention(torch.autograd.Function):
@@ -270,7 +272,11 @@ class SequenceEncoder(nn.Module):
         hidden, bias, masks = self._start(vectors, lengths, skip_levels)
         for block in self.blocks:
             hidden = block(hidden, bias, masks)
-        return self.head(self.last_norm(hidden))
+        return self._head(self.last_norm(hidden))
+
+    def _head(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        product, activation = self.head
+        return activation(applied(product, hidden))
 
     def _start(
         self, vectors: Tensor, lengths: Tensor, skip_levels: Tensor | None
@@ -325,7 +331,7 @@ class SequenceEncoder(nn.Module):
         for block in self.blocks[:-1]:
             hidden = block(hidden, bias, masks)
         # Of the last block nothing but one position is asked for.
-        return self.head(self.last_norm(self.blocks[-1].at(hidden, bias, lengths - 1)))
+        return self._head(self.last_norm(self.blocks[-1].at(hidden, bias, lengths - 1)))
 
 
 def initialise(model: SequenceEncoder, init: str) -> None:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from skiprec.linear import linear, summed_products
+
 # B sessions in the batch, P positions, D embedding width, N negatives a draw.
 
 CHUNK_BYTES = {"cpu": 2_400_000, "cuda": 1 << 28}
@@ -123,10 +125,10 @@ def chunk_loss(
         is_shared: Whether the whole batch has a single draw.
         into: Filled with the gradients of predicted and target; that of negatives is filled too, or added to if shared.
     """
-    b, P, D = predicted.shape
-    # Sessions that share their negatives are one long session to the products.
-    queries = predicted.reshape(-1, b * P, D) if is_shared else predicted
-    scores = torch.bmm(queries, negatives.transpose(1, 2)).view(b, P, -1)
+    if is_shared:
+        scores = linear(predicted, negatives[0])
+    else:
+        scores = torch.bmm(predicted, negatives.transpose(1, 2))
     if negative_mask is not None:
         scores.masked_fill_(~negative_mask[:, None, :], -torch.inf)
     if own is not None:
@@ -139,13 +141,15 @@ def chunk_loss(
     total = shares.sum(-1) + positive_share
     loss = (weight * (top + total.log() - positive)).sum()
     factor = weight * scale / total
-    shares = shares.mul_(factor[..., None]).view(len(negatives), -1, shares.shape[-1])  # d loss / d score
+    shares = shares.mul_(factor[..., None])  # d loss / d score
     of_positive = (factor * positive_share - weight * scale)[..., None]
     by_predicted, by_target, by_negatives = into
-    torch.addcmul(torch.bmm(shares, negatives).view(b, P, D), of_positive, target, out=by_predicted)
     torch.mul(of_positive, predicted, out=by_target)
     if is_shared:
-        by_negatives.baddbmm_(shares.transpose(1, 2), queries)
+        by_scores = linear(shares, negatives[0].t())
+        by_negatives += summed_products(shares.flatten(0, 1), predicted.flatten(0, 1))
     else:
-        torch.bmm(shares.transpose(1, 2), queries, out=by_negatives)
+        by_scores = torch.bmm(shares, negatives)
+        torch.bmm(shares.transpose(1, 2), predicted, out=by_negatives)
+    torch.addcmul(by_scores, of_positive, target, out=by_predicted)
     return loss

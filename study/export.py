@@ -37,6 +37,7 @@ MODULES = (
     "device",
     "errors",
     "files",
+    "linear",
     "model",
     "model_folder",
     "recommend",

@@ -271,7 +271,7 @@ def test_what_reaches_the_head_is_normalised(norm):
     """By the LayerNorm after the last block, or by the last block's own."""
     model = make(norm=norm)
     reached = []
-    model.head.register_forward_pre_hook(lambda _, args: reached.append(args[0]))
+    model.last_norm.register_forward_hook(lambda _, args, output: reached.append(output))
     model(SESSIONS, LENGTHS)
     assert reached[0].mean(-1).abs().max() < 1e-9
     assert torch.allclose(reached[0].var(-1, unbiased=False), torch.ones(3, 6, dtype=torch.float64), atol=1e-3)
