@@ -125,10 +125,7 @@ def chunk_loss(
         is_shared: Whether the whole batch has a single draw.
         into: Filled with the gradients of predicted and target; that of negatives is filled too, or added to if shared.
     """
-    if is_shared:
-        scores = linear(predicted, negatives[0])
-    else:
-        scores = torch.bmm(predicted, negatives.transpose(1, 2))
+    scores = linear(predicted, negatives[0]) if is_shared else torch.bmm(predicted, negatives.transpose(1, 2))
     if negative_mask is not None:
         scores.masked_fill_(~negative_mask[:, None, :], -torch.inf)
     if own is not None:
