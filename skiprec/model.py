@@ -17,6 +17,9 @@ from skiprec.schema import PADDING
 NO_LEVEL = 4
 """In place of a skip level, 0 to 3, where [MSK] stands for an item: nothing is added there."""
 
+AT_A_TIME = 1 << 20
+"""Numbers of a table that are looked at together as it gets its first values."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
@@ -370,7 +373,12 @@ def truncated_normal_(table: Float[Tensor, "R D"], std: float) -> None:
     """
     values = table.view(-1)
     values.normal_(0, std)
-    outside = (values.abs() > 2 * std).nonzero().squeeze(1)
+    # Part by part, in one part's memory: the absolute values of all at once would be another table.
+    sizes, places = torch.empty_like(values[:AT_A_TIME]), []
+    for start in range(0, len(values), AT_A_TIME):
+        part = values[start : start + AT_A_TIME]
+        places.append(start + (torch.abs(part, out=sizes[: len(part)]) > 2 * std).nonzero().squeeze(1))
+    outside = torch.cat(places)
     while len(outside):
         again = torch.empty(len(outside), dtype=table.dtype).normal_(0, std)
         values[outside] = again

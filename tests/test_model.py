@@ -10,7 +10,15 @@ from torch import nn
 from torch.autograd import gradcheck
 
 import skiprec.model
-from skiprec.model import Attention, Block, DropoutMasks, ModelConfig, SequenceEncoder, position_mask
+from skiprec.model import (
+    Attention,
+    Block,
+    DropoutMasks,
+    ModelConfig,
+    SequenceEncoder,
+    position_mask,
+    truncated_normal_,
+)
 
 N_ITEMS, MAX_LENGTH = 30, 8
 
@@ -688,3 +696,20 @@ def test_skip_input_shifts_no_other_initial_weight(init):
     assert model.keys() - without.keys() == {"skip_levels.weight"}
     assert all(torch.equal(model[name], value) for name, value in without.items())
     assert not model["skip_levels.weight"].any()
+
+
+@pytest.mark.parametrize("at_a_time", [7, 640, 1000])
+def test_first_values_are_the_same_however_many_are_looked_at_together(at_a_time, monkeypatch):
+    """All that fell outside were drawn again, wherever they stand."""
+    tables = []
+    for size in (10**6, at_a_time):
+        monkeypatch.setattr(skiprec.model, "AT_A_TIME", size)
+        torch.manual_seed(5)
+        tables.append(torch.empty(20, 32))
+        truncated_normal_(tables[-1], std=0.02)
+    assert torch.equal(*tables)
+    torch.manual_seed(5)
+    drawn = torch.empty(20, 32).view(-1).normal_(0, 0.02).view(20, 32)
+    was_outside = drawn.abs() > 0.04
+    assert torch.equal(tables[0] == drawn, ~was_outside)
+    assert was_outside.sum() > 10
