@@ -25,6 +25,8 @@ ROWS_WORTH_A_THREAD = 2048
 """Fewer rows are done by one thread: waking another would take longer."""
 AHEAD = 4
 """How many rows before it is worked on a row is asked for: each is at a random place, and slow to come."""
+GRADIENTS_AHEAD = 12
+"""The same of gradients, which are a third as long as rows with their moments."""
 LINE_BYTES = 64
 """Of a cache."""
 IS_EXPORTED = (Path(__file__).parents[2] / "MLmodel").exists()
@@ -116,10 +118,10 @@ def update_rows(
     beta1, beta2, rest1, rest2 = numbers[0], numbers[1], numbers[2], numbers[3]
     factor, scale, eps = numbers[4], numbers[5], numbers[6]
     summed = np.empty(gradients.shape[1], dtype=np.float32)
+    last = edges[stop] - 1
     for i in range(start, stop):
-        later = min(i + AHEAD, stop - 1)
-        ask_for(storage, rows[later])
-        ask_for(gradients, order[edges[later]])
+        ask_for(storage, rows[min(i + AHEAD, stop - 1)])
+        ask_for(gradients, order[min(edges[i] + GRADIENTS_AHEAD, last)])
         row, g = rows[i], gradients[order[edges[i]]]
         if edges[i + 1] - edges[i] > 1:
             summed[:] = g
@@ -172,10 +174,13 @@ def sum_rows(
     stop: int,
 ) -> None:
     """Rows start to stop of `touched_rows.dense_gradient`."""
+    last = edges[stop] - 1
     for i in range(start, stop):
         total = out[rows[i]]
+        ask_for(gradients, order[min(edges[i] + GRADIENTS_AHEAD, last)])
         total[:] = gradients[order[edges[i]]]
         for j in range(edges[i] + 1, edges[i + 1]):
+            ask_for(gradients, order[min(j + GRADIENTS_AHEAD, last)])
             more = gradients[order[j]]
             for d in range(total.size):
                 total[d] += more[d]
@@ -193,8 +198,9 @@ def square_rows(
 ) -> None:
     """Rows start to stop of `touched_rows.squared_norm`."""
     summed = np.empty(gradients.shape[1], dtype=np.float32)
+    last = edges[stop] - 1
     for i in range(start, stop):
-        ask_for(gradients, order[edges[min(i + AHEAD, stop - 1)]])
+        ask_for(gradients, order[min(edges[i] + GRADIENTS_AHEAD, last)])
         total = gradients[order[edges[i]]]
         if edges[i + 1] - edges[i] > 1:
             summed[:] = total

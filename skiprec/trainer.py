@@ -22,7 +22,15 @@ from skiprec.optimizer import DeferredAdam
 from skiprec.randomness import Draws
 from skiprec.schema import PADDING
 from skiprec.seeds import derive_seed
-from skiprec.touched_rows import Buffers, dense_gradient, group_ids, has_kernels, sparse_gradient, squared_norm
+from skiprec.touched_rows import (
+    Buffers,
+    dense_gradient,
+    dense_squared_norm,
+    group_ids,
+    has_kernels,
+    sparse_gradient,
+    squared_norm,
+)
 from skiprec.tracking import NullTracker, Tracker
 from skiprec.training_loss import LossConfig, training_loss
 
@@ -212,9 +220,11 @@ class Trainer:
         groups = group_ids(touched.ids)
         if self.defers:
             table.grad = sparse_gradient(touched, table.shape)
+            square = squared_norm(groups, touched.gradients)
         else:
             table.grad = dense_gradient(touched, groups, self.dense_gradient)
-        clip_gradients(self.model, squared_norm(groups, touched.gradients), self.config.max_grad_norm)
+            square = dense_squared_norm(table.grad)
+        clip_gradients(self.model, square, self.config.max_grad_norm)
         for name, optimizer in self.optimizers.items():
             optimizer.step(**({"groups": groups} if name == "table" else {}))
         return torch.stack([parts.loss, parts.nll, parts.nce]).detach()  # no .item(): it would wait for the GPU

@@ -9,7 +9,16 @@ from torch import Tensor
 
 import skiprec.touched_rows
 from skiprec.optimizer import DeferredAdam
-from skiprec.touched_rows import Buffers, TouchedRows, dense_gradient, group_ids, sparse_gradient, squared_norm, sums
+from skiprec.touched_rows import (
+    Buffers,
+    TouchedRows,
+    dense_gradient,
+    dense_squared_norm,
+    group_ids,
+    sparse_gradient,
+    squared_norm,
+    sums,
+)
 
 R, D = 50, 8
 forms = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
@@ -47,8 +56,10 @@ def table_gradient(touched: TouchedRows, shape: torch.Size, *, sparse: bool) -> 
     groups = group_ids(touched.ids)
     gradients = touched.gradients
     out = torch.full(shape, 7, dtype=gradients.dtype)  # left by the step before
-    gradient = sparse_gradient(touched, shape) if sparse else dense_gradient(touched, groups, out)
-    return gradient, squared_norm(groups, gradients)
+    if sparse:
+        return sparse_gradient(touched, shape), squared_norm(groups, gradients)
+    gradient = dense_gradient(touched, groups, out)
+    return gradient, dense_squared_norm(gradient)
 
 
 def random_gradients(n: int, dtype: torch.dtype = torch.float64, seed: int = 2) -> Tensor:
