@@ -17,6 +17,8 @@ from skiprec.schema import PADDING
 NO_LEVEL = 4
 """In place of a skip level, 0 to 3, where [MSK] stands for an item: nothing is added there."""
 
+WORDS_WORTH_A_THREAD = 1 << 16
+"""Fewer random words are made by one thread."""
 AT_A_TIME = 1 << 20
 """Numbers of a table that are looked at together as it gets its first values."""
 
@@ -185,7 +187,7 @@ class DropoutMasks:
         self.left: Tensor | None = None
         threshold = min(round(rate * 2**16), 2**16 - 1)
         if threshold:
-            bits = torch.empty(-(-n // 4), dtype=torch.int64, device=device).random_(-(2**63), None).view(torch.int16)
+            bits = random_words(-(-n // 4), device).view(torch.int16)
             self.left = torch.ge(bits, threshold - 2**15, out=torch.empty(bits.shape, dtype=dtype, device=device))
             self.left *= 1 / (1 - threshold / 2**16)
 
@@ -201,6 +203,18 @@ class DropoutMasks:
         """Multiply by the next factors."""
         factors = self.take(tuple(hidden.shape))
         return hidden if factors is None else hidden * factors
+
+
+def random_words(n: int, device: torch.device) -> Int[Tensor, " {n}"]:
+    """64 random bits each; what they are depends on the state of torch's global generator."""
+    words = torch.empty(n, dtype=torch.int64, device=device)
+    if device.type != "cpu":
+        return words.random_(-(2**63), None)
+    from skiprec.row_kernels import fill_bits, over_rows
+
+    # One draw, and counting from there: torch's own generator gives one number after the other, on one thread.
+    over_rows(fill_bits, n, torch.randint(2**62, ()).item(), words, worth_a_thread=WORDS_WORTH_A_THREAD)
+    return words
 
 
 class SequenceEncoder(nn.Module):

@@ -238,6 +238,17 @@ def score_rows(
             out[b, c] = score
 
 
+@compiled
+def fill_bits(key: int, out: Int64[np.ndarray, " n"], start: int, stop: int) -> None:
+    """Words start to stop of `seeds.counter_bits` of 0, 1, 2 and so on: random bits by SplitMix64."""
+    words = out.view(np.uint64)
+    for i in range(start, stop):
+        z = np.uint64(i + 1) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        words[i] = z ^ (z >> np.uint64(31))
+
+
 def over_rows(
     kernel: Callable[..., None],
     n: int,

@@ -4,6 +4,7 @@ dropout."""
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,8 +18,10 @@ from skiprec.model import (
     ModelConfig,
     SequenceEncoder,
     position_mask,
+    random_words,
     truncated_normal_,
 )
+from skiprec.seeds import counter_bits
 
 N_ITEMS, MAX_LENGTH = 30, 8
 
@@ -491,6 +494,20 @@ def test_factors_are_independent_of_their_neighbours_and_of_their_place():
     for place in range(4):
         share = dropped[place::4].mean().item()
         assert abs(share - rate) < 5 * (rate * (1 - rate) / (n / 4)) ** 0.5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("n", [0, 1, 5, 1000])
+def test_random_words_are_counted_from_one_draw(n, threads, monkeypatch):
+    """By SplitMix64 as `seeds` has it in NumPy; the same ones whatever the number of threads."""
+    monkeypatch.setattr(skiprec.model, "WORDS_WORTH_A_THREAD", 10)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.manual_seed(8)
+    words = random_words(n, CPU)
+    torch.manual_seed(8)
+    key = torch.randint(2**62, ()).item()
+    assert np.array_equal(words.numpy().view(np.uint64), counter_bits(key, np.arange(n)))
+    assert not torch.equal(random_words(9, CPU), random_words(9, CPU))
 
 
 def test_factors_taken_in_turn_do_not_overlap():
