@@ -56,7 +56,7 @@ def product(
 ) -> Float[Tensor, "N O"]:
     """Of each row with each row of the other, plus the bias. Either may be a transposed view."""
     if has_onednn(a):
-        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(dense(a), dense(b), bias, "none", [], "")
     return F.linear(a, b, bias)
 
 
@@ -64,6 +64,11 @@ def summed_products(a: Float[Tensor, "N O"], b: Float[Tensor, "N I"]) -> Float[T
     """Of each number with each number of the other's row, summed over the rows."""
     # The wider one second: oneDNN is slow where its first matrix has more rows than columns to go with.
     return product(b.t(), a.t()).t() if a.shape[1] > b.shape[1] else product(a.t(), b.t())
+
+
+def dense(matrix: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
+    """The matrix without gaps, by rows or by columns: any other view oneDNN takes too, and needs minutes for."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
 def has_onednn(x: Tensor) -> bool:

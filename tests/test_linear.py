@@ -64,6 +64,20 @@ def test_transposed_views_and_parts_of_others(calls):
     assert len(calls) == 5
 
 
+@needs_onednn
+def test_views_with_gaps_are_copied_first(calls):
+    """Also a gradient that is one number for all."""
+    a, b = draws(7, 12).float(), draws(6, 12, seed=2).float()
+    torch.testing.assert_close(product(a[:, 3:8], b[:, :5]), a[:, 3:8] @ b[:, :5].t())
+    torch.testing.assert_close(summed_products(a[:, 3:8], a[:, ::2]), a[:, 3:8].t() @ a[:, ::2])
+    x, weight = a[:, :5].clone().requires_grad_(), b[:, 2:7].clone().requires_grad_()
+    linear(x, weight).sum().backward()
+    torch.testing.assert_close(x.grad, weight.detach().sum(0).expand(7, 5))
+    torch.testing.assert_close(weight.grad, x.detach().sum(0).expand(6, 5))
+    assert len(calls) == 5
+    assert all(m.is_contiguous() or m.t().is_contiguous() for args in calls for m in args[:2])
+
+
 def test_a_layer_of_torch():
     layer, x = nn.Linear(7, 6), draws(3, 4, 7).float()
     torch.testing.assert_close(applied(layer, x), layer(x))
