@@ -7,7 +7,8 @@ __version__ = "0.3.0"
 
 # Read by PyTorch's OpenMP (GNU's) when it is loaded. Its threads wait busily after each operation, by default for some
 # 5 ms, and meanwhile take a core from the loops of `row_kernels`; with a wait of .3 ms a step is a tenth shorter.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+if "OMP_WAIT_POLICY" not in os.environ:  # which says the same in general, and is the user's
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 _HOMES = {
     "Dataset": "dataset",

@@ -1,7 +1,7 @@
-"""Linear layers by the faster of the two libraries for matrix products that PyTorch brings for the CPU.
+"""Linear layers by oneDNN, the other one of the two libraries for matrix products that PyTorch brings for the CPU.
 
-PyTorch gives float32 products to MKL, which on CPUs that are not Intel's leaves out their widest instructions; its
-other library, oneDNN, is twice as fast there.
+PyTorch gives float32 products to MKL, which on CPUs that are not Intel's leaves out their widest instructions; oneDNN
+is twice as fast there. On Intel's it was not measured.
 """
 
 import functools
@@ -11,16 +11,21 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # N rows, I numbers in, O numbers out.
+
+ROWS_WORTH_ONEDNN = 128
+"""Fewer are done by MKL before oneDNN has begun: a request of one session has some twenty."""
 
 
 def linear(
     x: Float[Tensor, "*rows I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
 ) -> Float[Tensor, "*rows O"]:
-    """As torch.nn.functional.linear, whose numbers it gives to rounding."""
+    """As torch.nn.functional.linear, whose numbers it gives to rounding. It can be differentiated once."""
+    is_large = x.numel() >= ROWS_WORTH_ONEDNN * x.shape[-1]
     # An exported program is for other machines, and gets torch's own operation.
-    if torch.compiler.is_exporting() or not has_onednn(x):
+    if torch.compiler.is_exporting() or not is_large or not has_onednn(x):
         return F.linear(x, weight, bias)
     return Linear.apply(x, weight, bias)
 
@@ -42,22 +47,28 @@ class Linear(torch.autograd.Function):
         return product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "*rows O"]) -> tuple[Tensor | None, ...]:
         """Of x, weight and bias."""
         x, weight = ctx.saved_tensors
         rows = gradient.flatten(0, -2)
-        of_x = product(rows, weight.t()).view(x.shape) if ctx.needs_input_grad[0] else None
-        of_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
-        return of_x, summed_products(rows, x.flatten(0, -2)), of_bias
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            product(rows, weight.t()).view(x.shape) if of_x else None,
+            summed_products(rows, x.flatten(0, -2)) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
 
 
 def product(
     a: Float[Tensor, "N I"], b: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
 ) -> Float[Tensor, "N O"]:
     """Of each row with each row of the other, plus the bias. Either may be a transposed view."""
-    if has_onednn(a):
-        return torch.ops.mkldnn._linear_pointwise(dense(a), dense(b), bias, "none", [], "")
-    return F.linear(a, b, bias)
+    if not has_onednn(a):
+        return F.linear(a, b, bias)
+    # It reads a bias with gaps as if it had none.
+    bias = None if bias is None else bias.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(a, dense(b), bias, "none", [], "")
 
 
 def summed_products(a: Float[Tensor, "N O"], b: Float[Tensor, "N I"]) -> Float[Tensor, "O I"]:
@@ -67,7 +78,7 @@ def summed_products(a: Float[Tensor, "N O"], b: Float[Tensor, "N I"]) -> Float[T
 
 
 def dense(matrix: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
-    """The matrix without gaps, by rows or by columns: any other view oneDNN takes too, and needs minutes for."""
+    """The matrix without gaps, by rows or by columns: with them oneDNN takes a thousand times as long."""
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 

@@ -1,7 +1,7 @@
 """Loops over rows of a float32 table on the CPU, compiled by Numba: one pass over memory, where torch needs a dozen.
 
 What they compute is in `optimizer.py` and `touched_rows.py`, whose torch forms run on other devices and are what
-these are tested against.
+these are tested against; and in `seeds.py`, whose random bits are NumPy's there.
 """
 
 import functools

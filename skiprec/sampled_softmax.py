@@ -144,7 +144,10 @@ def chunk_loss(
     torch.mul(of_positive, predicted, out=by_target)
     if is_shared:
         by_scores = linear(shares, negatives[0].t())
-        by_negatives += summed_products(shares.flatten(0, 1), predicted.flatten(0, 1))
+        if by_negatives.nbytes > CHUNK_BYTES[predicted.device.type]:  # where it is, as a catalogue has no room twice
+            by_negatives[0].addmm_(shares.flatten(0, 1).t(), predicted.flatten(0, 1))
+        else:
+            by_negatives += summed_products(shares.flatten(0, 1), predicted.flatten(0, 1))
     else:
         by_scores = torch.bmm(shares, negatives)
         torch.bmm(shares.transpose(1, 2), predicted, out=by_negatives)

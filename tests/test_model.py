@@ -147,6 +147,7 @@ def test_only_the_bidirectional_model_has_a_mask_row_and_position():
 @torch.no_grad()
 def test_the_next_item_of_a_causal_model_is_its_output_at_the_last_item(positions):
     model = make(positions=positions)
+    random_parameters(model)
     hidden = model(SESSIONS, LENGTHS)
     assert close(model.next_item(SESSIONS, LENGTHS), torch.stack([hidden[0, 5], hidden[1, 2], hidden[2, 0]]))
 
@@ -155,6 +156,7 @@ def test_the_next_item_of_a_causal_model_is_its_output_at_the_last_item(position
 @torch.no_grad()
 def test_the_next_item_of_a_bidirectional_model_is_its_output_at_an_appended_mask(positions):
     model = make(architecture="bidirectional", positions=positions)
+    random_parameters(model)
     mask = model.mask_index
     by_hand = torch.tensor([[3, 1, 4, 1, 5, 9, mask], [2, 6, 5, mask, 0, 0, 0], [7, mask, 0, 0, 0, 0, 0]])
     hidden = model(by_hand, LENGTHS + 1)
