@@ -67,6 +67,14 @@ def use_huge_pages(memory: torch.Tensor) -> torch.Tensor:
     return memory
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether the compiled loops of `row_kernels` serve float32 on this device, and values may be asked for at no cost.
+
+    Elsewhere torch's operations serve, and no shape and no branch depends on data.
+    """
+    return device.type == "cpu"
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Torch's operations stay in the calling thread meanwhile.

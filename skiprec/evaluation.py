@@ -14,14 +14,13 @@ from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from skiprec.dataset import Dataset, HeldOut, Sessions, Split, feature_differences, held_out
-from skiprec.device import one_thread
+from skiprec.device import has_kernels, one_thread
 from skiprec.errors import ConfigError, TrainingDiverged
 from skiprec.features import FEATURE_THIRDS, thirds
 from skiprec.metrics import hit_rate, mrr, ndcg, target_rank
 from skiprec.model import SequenceEncoder
 from skiprec.schema import PADDING
 from skiprec.seeds import counter_bits, derive_seed
-from skiprec.touched_rows import has_kernels
 
 # B sessions at a time, S sessions in all, T positions, C candidates a session, R items in the catalogue and padding.
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from skiprec.device import has_kernels
 from skiprec.linear import applied, linear
 from skiprec.schema import PADDING
 
@@ -208,7 +209,7 @@ class DropoutMasks:
 def random_words(n: int, device: torch.device) -> Int[Tensor, " {n}"]:
     """64 random bits each; what they are depends on the state of torch's global generator."""
     words = torch.empty(n, dtype=torch.int64, device=device)
-    if device.type != "cpu":
+    if not has_kernels(device):
         return words.random_(-(2**63), None)
     from skiprec.row_kernels import fill_bits, over_rows
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from skiprec.device import has_kernels
 from skiprec.schema import PADDING
-from skiprec.touched_rows import has_kernels
 
 # B sessions in the batch, T positions, N draws a session, R items in the catalogue and padding.
 

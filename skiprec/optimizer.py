@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from skiprec.device import use_huge_pages
+from skiprec.device import has_kernels, use_huge_pages
 from skiprec.drift import Drift
-from skiprec.touched_rows import Groups, group_ids, has_gpu_kernels, has_kernels, sums
+from skiprec.touched_rows import Groups, group_ids, has_gpu_kernels, sums
 
 # R rows of a table, D width, n rows at a time, S slots (a slot is a step since the last flush).
 

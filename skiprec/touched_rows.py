@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from skiprec.device import use_huge_pages
+from skiprec.device import has_kernels, use_huge_pages
 from skiprec.schema import PADDING
 
 # R rows of the table, D width, N ids of a step (repeats among them), n distinct ones.
@@ -145,14 +145,6 @@ def dense_gradient(touched: TouchedRows, groups: Groups, out: Float[Tensor, "R D
         return out
     # Added, not copied: on a CUDA device padding is named again and again, with zeros.
     return out.index_add_(0, groups.rows, sums(groups, touched.gradients))
-
-
-def has_kernels(device: torch.device) -> bool:
-    """Whether the compiled loops of `row_kernels` serve float32 on this device, and values may be asked for at no cost.
-
-    Elsewhere torch's operations serve, and no shape and no branch depends on data.
-    """
-    return device.type == "cpu"
 
 
 def has_gpu_kernels(table: Tensor) -> bool:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from skiprec.batches import Batch, batches, training_sessions
 from skiprec.captured_step import CapturedStep
 from skiprec.dataset import Dataset, Sessions
+from skiprec.device import has_kernels
 from skiprec.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator, ModelScorer
 from skiprec.model import ModelConfig, SequenceEncoder
@@ -27,7 +28,6 @@ from skiprec.touched_rows import (
     dense_gradient,
     dense_squared_norm,
     group_ids,
-    has_kernels,
     sparse_gradient,
     squared_norm,
 )

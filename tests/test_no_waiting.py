@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+import skiprec.model
 import skiprec.negatives
 import skiprec.optimizer
 import skiprec.touched_rows
@@ -59,7 +60,7 @@ def one_step(architecture: str, mode: str, scope: str, alpha: float) -> None:
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    for module in (skiprec.negatives, skiprec.optimizer, skiprec.touched_rows, skiprec.trainer):
+    for module in (skiprec.model, skiprec.negatives, skiprec.optimizer, skiprec.touched_rows, skiprec.trainer):
         monkeypatch.setattr(module, "has_kernels", lambda device: False)
 
 
