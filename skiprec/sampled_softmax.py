@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from skiprec.linear import linear, summed_products
+from skiprec.linear import has_onednn, linear, summed_products
 
 # B sessions in the batch, P positions, D embedding width, N negatives a draw.
 
@@ -144,10 +144,11 @@ def chunk_loss(
     torch.mul(of_positive, predicted, out=by_target)
     if is_shared:
         by_scores = linear(shares, negatives[0].t())
-        if by_negatives.nbytes > CHUNK_BYTES[predicted.device.type]:  # where it is, as a catalogue has no room twice
-            by_negatives[0].addmm_(shares.flatten(0, 1).t(), predicted.flatten(0, 1))
-        else:
-            by_negatives += summed_products(shares.flatten(0, 1), predicted.flatten(0, 1))
+        factors = shares.flatten(0, 1), predicted.flatten(0, 1)
+        if has_onednn(predicted) and by_negatives.nbytes <= CHUNK_BYTES["cpu"]:
+            by_negatives += summed_products(*factors)
+        else:  # where it is: a catalogue has no room twice
+            by_negatives[0].addmm_(factors[0].t(), factors[1])
     else:
         by_scores = torch.bmm(shares, negatives)
         torch.bmm(shares.transpose(1, 2), predicted, out=by_negatives)
