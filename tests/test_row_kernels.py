@@ -1,5 +1,8 @@
 """How rows are shared among threads. What the compiled loops compute is tested where they are used."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -135,3 +138,32 @@ def test_a_compiled_loop_does_its_own_rows_alone():
     sum_rows(rows, rows, edges, gradient, filled, 2, 4)
     square_rows(rows, edges, gradient, squares, 2, 4)
     assert (filled != 0).any(1).tolist() == (squares != 0).tolist() == mine
+
+
+WITHIN = """
+import torch
+from skiprec.optimizer import DeferredAdam
+from skiprec.row_kernels import ROWS_WORTH_A_THREAD
+from skiprec.touched_rows import dense_gradient, group_ids, squared_norm, TouchedRows
+torch.set_num_threads(2)
+for n in (1, 5, 3 * ROWS_WORTH_A_THREAD):
+    table = torch.zeros(2 * n, 3)
+    optimizer = DeferredAdam([table.requires_grad_()])
+    ids, gradients = torch.randint(2 * n, (n,)), torch.ones(n, 3)
+    groups = group_ids(ids)
+    squared_norm(groups, gradients)
+    dense_gradient(TouchedRows(ids, gradients, gradients, gradients[:0]), groups, torch.empty(2 * n, 3))
+    table.grad = torch.sparse_coo_tensor(ids[None], gradients, table.shape)
+    optimizer.step(groups=groups)
+    optimizer.read(table, ids, gradients)
+    optimizer.flush()
+print("within")
+"""
+
+
+def test_nothing_is_asked_for_beyond_an_end(tmp_path):
+    """What is asked for ahead changes no number, so only Numba's own check of indices sees a wrong one."""
+    environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", WITHIN]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "within\n", done.stderr
