@@ -4,7 +4,9 @@ PyTorch gives float32 products to MKL, which on CPUs that are not Intel's leaves
 is twice as fast there. On Intel's it was not measured.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -84,7 +86,19 @@ def dense(matrix: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
 
 def has_onednn(x: Tensor) -> bool:
     """Whether oneDNN takes this tensor; it takes none without numbers."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0 and is_onednn_there()
+    is_taken = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    return is_taken and is_onednn_there() and torch.backends.mkldnn.enabled
+
+
+@contextlib.contextmanager
+def without_onednn() -> Iterator[None]:
+    """All products are MKL's meanwhile, as those of an exported program: to tell its mistakes from another rounding."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import skiprec.linear
-from skiprec.linear import ROWS_WORTH_ONEDNN, applied, is_onednn_there, linear, product, summed_products
+from skiprec.linear import ROWS_WORTH_ONEDNN, applied, is_onednn_there, linear, product, summed_products, without_onednn
 from skiprec.model import ModelConfig, SequenceEncoder
 
 needs_onednn = pytest.mark.skipif(not is_onednn_there(), reason="this PyTorch brings no oneDNN")
@@ -153,9 +153,20 @@ def test_other_numbers_and_other_machines_are_left_to_torch(function, calls, mon
     x, weight, bias = draws(5, 7), draws(6, 7, seed=2), draws(6, seed=3)
     assert torch.equal(function(x, weight, bias), F.linear(x, weight, bias))
     x, weight, bias = x.float(), weight.float(), bias.float()
+    with without_onednn():
+        assert torch.equal(function(x, weight, bias), F.linear(x, weight, bias))
     monkeypatch.setattr(skiprec.linear, "is_onednn_there", lambda: False)
     assert torch.equal(function(x, weight, bias), F.linear(x, weight, bias))
     assert calls == []
+
+
+@needs_onednn
+@pytest.mark.usefixtures("few")
+def test_onednn_is_back_after_an_error(calls):
+    with pytest.raises(ZeroDivisionError), without_onednn():
+        _ = 1 / 0
+    linear(draws(5, 7).float(), draws(6, 7, seed=2).float())
+    assert len(calls) == 1
 
 
 @pytest.mark.usefixtures("few")
