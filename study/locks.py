@@ -35,7 +35,14 @@ def server_lock(url: str, name: str, *, wait: bool = True) -> Iterator[bool]:
     """
     function = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
     with server_engine(url).connect() as connection:
-        yield connection.execute(lock_call(function, name)).scalar() is not False
+        is_held = connection.execute(lock_call(function, name)).scalar() is not False
+        try:
+            yield is_held
+        finally:
+            if is_held:
+                # Said, not left to the connection's end: the server may take a moment to see that.
+                with suppress(sqlalchemy.exc.DBAPIError):  # it let the lock go when the connection broke
+                    connection.execute(lock_call("pg_advisory_unlock", name))
 
 
 class ClaimLock(AbstractContextManager[None]):

@@ -23,8 +23,8 @@ from test_ui import free_port
 
 from skiprec.dataset import load_dataset
 from skiprec.errors import StudyError
-from study import tracking
-from study.locks import claim_lock, make_schema, run_lock
+from study import locks, tracking
+from study.locks import claim_lock, make_schema, run_lock, server_lock
 from study.queue import planned_cells, refill
 from study.run import Making, create
 from study.space import load_recipe
@@ -270,6 +270,18 @@ def test_a_study_that_is_run_elsewhere_is_refused_until_that_ends(where, tmp_pat
             pass
     with run_lock(where, "s"):
         pass
+
+
+def test_a_lock_is_let_go_before_its_connection_ends(where, monkeypatch):
+    """The server may see that end a moment later, when the next one has asked. Here it never does."""
+    keeps_its_connection = sqlalchemy.create_engine(with_settings(where.storage))
+    with monkeypatch.context() as patched:
+        patched.setattr(locks, "server_engine", lambda url: keeps_its_connection)
+        with server_lock(where.storage, "s"), server_lock(where.storage, "s", wait=False) as is_held:
+            assert not is_held
+    with server_lock(where.storage, "s", wait=False) as is_held:
+        assert is_held
+    keeps_its_connection.dispose()
 
 
 def test_asking_an_empty_database_makes_nothing_there(where, tmp_path):
