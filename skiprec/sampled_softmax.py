@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from skiprec.device import has_kernels
 from skiprec.linear import has_onednn, linear, summed_products
 
 # B sessions in the batch, P positions, D embedding width, N negatives a draw.
@@ -58,6 +59,16 @@ class SampledSoftmax(torch.autograd.Function):
         weight = position_weight / torch.where(total > 0, total, 1)  # (B, P): the mean's
         ctx.gradients = torch.empty_like(predicted), torch.empty_like(target)
         loss = predicted.new_zeros(())
+        if takes_sessions(predicted, negatives, negative_mask, own):
+            from skiprec.row_kernels import over_rows
+            from skiprec.session_softmax import session_softmax
+
+            losses = predicted.new_empty(len(predicted))
+            given = predicted.contiguous(), target.contiguous(), negatives, negatives_gradient, weight, scale
+            over_rows(session_softmax, len(predicted), *given, losses, *ctx.gradients, worth_a_thread=1)
+            loss = losses.sum()
+            ctx.mark_non_differentiable(loss)
+            return loss * scale, loss
         is_shared = len(negatives) == 1 < len(predicted)
         into = torch.zeros_like(negatives) if is_shared else negatives_gradient
         for rows in chunks(predicted, negatives):
@@ -84,6 +95,12 @@ class SampledSoftmax(torch.autograd.Function):
         """What the forward pass has put aside."""
         by_predicted, by_target = ctx.gradients
         return by_predicted * gradient, by_target * gradient, None, None, None, None, None, None
+
+
+def takes_sessions(predicted: Tensor, negatives: Tensor, negative_mask: Tensor | None, own: Tensor | None) -> bool:
+    """Whether `session_softmax` serves: on the CPU, in float32, with draws that are as they are."""
+    has_own_draws = len(negatives) == len(predicted) and negative_mask is None and own is None
+    return has_own_draws and predicted.dtype == torch.float32 and has_kernels(predicted.device)
 
 
 def chunks(predicted: Float[Tensor, "B P D"], negatives: Float[Tensor, "draws N D"]) -> list[slice]:
