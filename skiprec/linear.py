@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from skiprec.device import has_kernels
+
 # N rows, I numbers in, O numbers out.
 
 ROWS_WORTH_ONEDNN = 128
@@ -75,8 +77,15 @@ def product(
 
 def summed_products(a: Float[Tensor, "N O"], b: Float[Tensor, "N I"]) -> Float[Tensor, "O I"]:
     """Of each number with each number of the other's row, summed over the rows."""
-    # The wider one second: oneDNN is slow where its first matrix has more rows than columns to go with.
-    return product(b.t(), a.t()).t() if a.shape[1] > b.shape[1] else product(a.t(), b.t())
+    if a.dtype != torch.float32 or not has_kernels(a.device):
+        return a.t() @ b
+    from skiprec.block_kernels import sum_products
+    from skiprec.row_kernels import over_rows
+
+    # Either library copies a first, by columns.
+    out = a.new_empty(a.shape[1], b.shape[1])
+    over_rows(sum_products, len(out), a.contiguous(), b.contiguous(), out, worth_a_thread=1)
+    return out
 
 
 def dense(matrix: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:

@@ -1,16 +1,15 @@
 """The sequence encoder: item indices -> a predicted embedding at each position. Knows tensors only."""
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from skiprec.device import has_kernels
-from skiprec.linear import applied, linear
+from skiprec.encoder_block import Block, DropoutMasks, Sight
+from skiprec.linear import applied
 from skiprec.schema import PADDING
 
 # B sessions in the batch, T positions, D embedding width.
@@ -18,8 +17,6 @@ from skiprec.schema import PADDING
 NO_LEVEL = 4
 """In place of a skip level, 0 to 3, where [MSK] stands for an item: nothing is added there."""
 
-WORDS_WORTH_A_THREAD = 1 << 16
-"""Fewer random words are made by one thread."""
 AT_A_TIME = 1 << 20
 """Numbers of a table that are looked at together as it gets its first values."""
 
@@ -59,163 +56,6 @@ class ModelConfig:
             raise ValueError(f"n_heads ({self.n_heads}) must divide dim ({self.dim})")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected 0 or more and less than 1")
-
-
-class Block(nn.TransformerEncoderLayer):
-    """PyTorch's encoder layer: its parameters, its numbers, with fewer copies and cheap dropout masks."""
-
-    def forward(
-        self, hidden: Float[Tensor, "B T D"], bias: Float[Tensor, "_ T T"], masks: "DropoutMasks"
-    ) -> Float[Tensor, "B T D"]:
-        """Attention and feed-forward, each with its residual.
-
-        Args:
-            hidden: What the block before gave.
-            bias: Added to the attention scores: -inf where a position may not look. One a session and head.
-            masks: The dropout masks that are left for this forward pass.
-        """
-        if self.norm_first:
-            hidden = hidden + self._attend(self.norm1(hidden), bias, masks)
-            return hidden + self._feed_forward(self.norm2(hidden), masks)
-        hidden = self.norm1(hidden + self._attend(hidden, bias, masks))
-        return self.norm2(hidden + self._feed_forward(hidden, masks))
-
-    def at(
-        self, hidden: Float[Tensor, "B T D"], bias: Float[Tensor, "BH T T"], places: Int[Tensor, " B"]
-    ) -> Float[Tensor, "B D"]:
-        """What `forward` without dropout gives at one place a session, for a fraction of the work.
-
-        Args:
-            hidden: What the block before gave.
-            bias: As of `forward`, one a session and head.
-            places: The position of each session that is asked for.
-        """
-        B, T, D = hidden.shape
-        H = self.self_attn.num_heads
-        rows = torch.arange(B, device=hidden.device)
-        seen = self.norm1(hidden) if self.norm_first else hidden
-        weight, offset = self.self_attn.in_proj_weight, self.self_attn.in_proj_bias
-        query = linear(seen[rows, places], weight[:D], offset[:D]).view(B, H, 1, -1)
-        key, value = linear(seen, weight[D:], offset[D:]).view(B, T, 2, H, -1).permute(2, 0, 3, 1, 4)
-        bias = bias.view(B, H, T, T)[rows, :, places][:, :, None]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).view(B, D)
-        nothing = DropoutMasks(0.0, 0, hidden.device, hidden.dtype)
-        hidden, attended = hidden[rows, places], applied(self.self_attn.out_proj, mixed)
-        if self.norm_first:
-            hidden = hidden + attended
-            return hidden + self._feed_forward(self.norm2(hidden), nothing)
-        hidden = self.norm1(hidden + attended)
-        return self.norm2(hidden + self._feed_forward(hidden, nothing))
-
-    def _attend(self, hidden: Tensor, bias: Tensor, masks: "DropoutMasks") -> Tensor:
-        B, T, _ = hidden.shape
-        H = self.self_attn.num_heads
-        projected = linear(hidden, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
-        mixed = Attention.apply(projected, bias, masks.take((B * H, T, T)), H)
-        return masks.drop(applied(self.self_attn.out_proj, mixed))
-
-    def _feed_forward(self, hidden: Tensor, masks: "DropoutMasks") -> Tensor:
-        inner = masks.drop(self.activation(applied(self.linear1, hidden)))
-        return masks.drop(applied(self.linear2, inner))
-
-
-class Attention(torch.autograd.Function):
-    """Multi-head attention over short sessions, differentiated by hand.
-
-    For 20 positions all scores fit the cache: flash attention saves nothing, and autograd's copies of the three
-    projections cost more than the products.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        projected: Float[Tensor, "B T W"],
-        bias: Float[Tensor, "_ T T"],
-        mask: Float[Tensor, "_ T T"] | None,
-        n_heads: int,
-    ) -> Float[Tensor, "B T D"]:
-        """Softmax of scaled scores, dropped out, times values.
-
-        Args:
-            ctx: Of autograd.
-            projected: Queries, keys and values beside each other: W = 3 D.
-            bias: Added to the scores.
-            mask: Factors of the dropout, or None.
-            n_heads: H; divides D.
-        """
-        B, T, width = projected.shape
-        D, dim = width // 3, width // 3 // n_heads
-        query, key, value = projected.view(B, T, 3, n_heads, dim).permute(2, 0, 3, 1, 4).reshape(3, B * n_heads, T, dim)
-        scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=dim**-0.5)
-        weights = scores.softmax(-1)
-        dropped = weights if mask is None else weights * mask
-        ctx.save_for_backward(query, key, value, weights, dropped, mask)
-        return torch.bmm(dropped, value).view(B, n_heads, T, dim).transpose(1, 2).reshape(B, T, D)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Float[Tensor, "B T D"]) -> tuple[Tensor, None, None, None]:
-        """Gradient of the projections."""
-        query, key, value, weights, dropped, mask = ctx.saved_tensors
-        B, T, D = gradient.shape
-        dim = query.shape[-1]
-        n_heads = D // dim
-        gradient = gradient.view(B, T, n_heads, dim).transpose(1, 2).reshape(B * n_heads, T, dim)
-        # Query, key and value, as they lie beside each other in the projections.
-        out = gradient.new_empty(3, B * n_heads, T, dim)
-        torch.bmm(dropped.transpose(1, 2), gradient, out=out[2])
-        by_weight = torch.bmm(gradient, value.transpose(1, 2))
-        if mask is not None:
-            by_weight *= mask
-        by_score = torch._softmax_backward_data(by_weight, weights, -1, weights.dtype)
-        torch.baddbmm(out[0], by_score, key, beta=0, alpha=dim**-0.5, out=out[0])
-        torch.baddbmm(out[1], by_score.transpose(1, 2), query, beta=0, alpha=dim**-0.5, out=out[1])
-        return out.view(3, B, n_heads, T, dim).permute(1, 3, 0, 2, 4).reshape(B, T, 3 * D), None, None, None
-
-
-class DropoutMasks:
-    """All dropout masks of one forward pass, from one draw: a mask a layer costs more than the layer's arithmetic.
-
-    Each factor is 0 or 1 / (1 - rate), by 16 random bits: the rate is exact to 1 in 131,072.
-
-    Args:
-        rate: Share that is dropped; with 0 nothing is drawn, and nothing dropped.
-        n: Factors in all.
-        device: Where they are drawn, from torch's global generator.
-        dtype: Of the factors.
-    """
-
-    def __init__(self, rate: float, n: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.left: Tensor | None = None
-        threshold = min(round(rate * 2**16), 2**16 - 1)
-        if threshold:
-            bits = random_words(-(-n // 4), device).view(torch.int16)
-            self.left = torch.ge(bits, threshold - 2**15, out=torch.empty(bits.shape, dtype=dtype, device=device))
-            self.left *= 1 / (1 - threshold / 2**16)
-
-    def take(self, shape: tuple[int, ...]) -> Tensor | None:
-        """The next factors, or None where nothing is dropped."""
-        if self.left is None:
-            return None
-        n = math.prod(shape)
-        taken, self.left = self.left[:n], self.left[n:]
-        return taken.view(shape)
-
-    def drop(self, hidden: Tensor) -> Tensor:
-        """Multiply by the next factors."""
-        factors = self.take(tuple(hidden.shape))
-        return hidden if factors is None else hidden * factors
-
-
-def random_words(n: int, device: torch.device) -> Int[Tensor, " {n}"]:
-    """64 random bits each; what they are depends on the state of torch's global generator."""
-    words = torch.empty(n, dtype=torch.int64, device=device)
-    if not has_kernels(device):
-        return words.random_(-(2**63), None)
-    from skiprec.row_kernels import fill_bits, over_rows
-
-    # One draw, and counting from there: torch's own generator gives one number after the other, on one thread.
-    over_rows(fill_bits, n, torch.randint(2**62, ()).item(), words, worth_a_thread=WORDS_WORTH_A_THREAD)
-    return words
 
 
 class SequenceEncoder(nn.Module):
@@ -287,9 +127,9 @@ class SequenceEncoder(nn.Module):
         self, vectors: Float[Tensor, "B T D"], lengths: Int[Tensor, " B"], skip_levels: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
         """Predicted embeddings, from the embeddings of the input items; otherwise as `forward`."""
-        hidden, bias, masks = self._start(vectors, lengths, skip_levels)
+        hidden, sight, masks = self._start(vectors, lengths, skip_levels)
         for block in self.blocks:
-            hidden = block(hidden, bias, masks)
+            hidden = block(hidden, sight, masks)
         return self._head(self.last_norm(hidden))
 
     def _head(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
@@ -298,7 +138,7 @@ class SequenceEncoder(nn.Module):
 
     def _start(
         self, vectors: Tensor, lengths: Tensor, skip_levels: Tensor | None
-    ) -> tuple[Tensor, Tensor, DropoutMasks]:
+    ) -> tuple[Tensor, Sight, DropoutMasks]:
         """What the blocks take: skip levels and positions added, and who may look where."""
         T = vectors.shape[1]
         if self.skip_levels is not None:
@@ -310,24 +150,12 @@ class SequenceEncoder(nn.Module):
         masks = self._dropout_masks(vectors)
         # Clamped for padding alone, whose numbers nobody reads.
         hidden = masks.drop(vectors + self.positions((first + places).clamp(max=self.n_positions - 1)))
-        return hidden, self._attention_bias(lengths, T, vectors.dtype), masks
+        return hidden, Sight(lengths, self.is_causal), masks
 
     def _dropout_masks(self, vectors: Float[Tensor, "B T D"]) -> DropoutMasks:
-        B, T, D = vectors.shape
-        first = self.blocks[0]
-        a_block = B * T * (first.self_attn.num_heads * T + first.linear1.out_features + 2 * D)
         rate = self.dropout if self.training else 0.0
-        return DropoutMasks(rate, B * T * D + len(self.blocks) * a_block, vectors.device, vectors.dtype)
-
-    def _attention_bias(self, lengths: Tensor, T: int, dtype: torch.dtype) -> Float[Tensor, "BH T T"]:
-        """-inf where a position may not look: at padding, and (causal) at later positions."""
-        # Padding comes last, so every row keeps a real key to look at.
-        hidden = (torch.arange(T, device=lengths.device) >= lengths[:, None])[:, None, None, :]  # (B, 1, 1, T)
-        if self.is_causal:
-            hidden = hidden | torch.ones(T, T, dtype=torch.bool, device=lengths.device).triu(1)
-        bias = torch.zeros(hidden.shape, dtype=dtype, device=lengths.device).masked_fill_(hidden, -torch.inf)
-        n_heads = self.blocks[0].self_attn.num_heads
-        return bias.expand(-1, n_heads, T, T).reshape(-1, T, T)
+        n = vectors.numel() + sum(block.factors(vectors) for block in self.blocks)
+        return DropoutMasks(rate, n, vectors.device, vectors.dtype)
 
     def next_item(
         self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], skip_levels: Int[Tensor, "B T"] | None = None
@@ -345,11 +173,11 @@ class SequenceEncoder(nn.Module):
                 skip_levels = F.pad(skip_levels, (0, 1))
                 skip_levels[rows, lengths] = NO_LEVEL  # that of the item to come is what nobody knows
             lengths = lengths + 1
-        hidden, bias, masks = self._start(self.items(items), lengths, skip_levels)
+        hidden, sight, masks = self._start(self.items(items), lengths, skip_levels)
         for block in self.blocks[:-1]:
-            hidden = block(hidden, bias, masks)
+            hidden = block(hidden, sight, masks)
         # Of the last block nothing but one position is asked for.
-        return self._head(self.last_norm(self.blocks[-1].at(hidden, bias, lengths - 1)))
+        return self._head(self.last_norm(self.blocks[-1].at(hidden, sight, lengths - 1)))
 
 
 def initialise(model: SequenceEncoder, init: str) -> None:

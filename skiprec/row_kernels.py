@@ -4,12 +4,13 @@ What they compute is in `optimizer.py` and `touched_rows.py`, whose torch forms 
 these are tested against; and in `seeds.py`, whose random bits are NumPy's there.
 """
 
+import ctypes
 import functools
 import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -294,14 +295,74 @@ def over_rows(
     """
     arguments = tuple(a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments)
     threads = min(threads or torch.get_num_threads(), 1 + n // worth_a_thread)
-    edges = [n * part // threads for part in range(threads + 1)]
-    others = [pool(threads).submit(kernel, *arguments, *edges[part : part + 2]) for part in range(1, threads)]
+    if threads == 1:
+        kernel(*arguments, 0, n)
+        return
+    in_threads(lambda part: kernel(*arguments, n * part // threads, n * (part + 1) // threads), threads)
+
+
+def in_threads(work: Callable[[int], None], parts: int) -> None:
+    """Do parts 0 to `parts` of some work side by side, and wait for all; also after Ctrl-C.
+
+    By the threads of torch's own operations where they are OpenMP's: those wait busily for a while for what comes next,
+    and threads beside them would wait as long for a core.
+    """
+    team = openmp()
+    if team is None:
+        others = [pool(parts).submit(work, part) for part in range(1, parts)]
+        try:
+            work(0)
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+        return
+    errors: list[BaseException] = []
+    done: list[int] = []
+
+    def share(_: None) -> None:
+        try:
+            # There may be fewer threads than were asked for.
+            for part in range(team.thread(), parts, team.threads()):
+                work(part)
+                done.append(part)
+        except BaseException as error:
+            errors.append(error)
+
+    team.parallel(TEAM_WORK(share), None, parts, 0)
+    if errors:
+        raise errors[0]
+    if len(done) < parts:  # Ctrl-C as a thread came in: Python has said so, and let go on
+        raise KeyboardInterrupt
+
+
+TEAM_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class Team(NamedTuple):
+    """Functions of GNU OpenMP."""
+
+    parallel: Callable[[Any, None, int, int], None]
+    """Call a function in so many threads; the calling one is the first of them."""
+    thread: Callable[[], int]
+    """Which of them this is."""
+    threads: Callable[[], int]
+    """How many there are."""
+
+
+@functools.cache
+def openmp() -> Team | None:
+    """Of the library that torch has loaded for its own operations, or None where that has other threads."""
+    if "OpenMP" not in torch.__config__.parallel_info().partition("ATen parallel backend:")[2]:
+        return None
     try:
-        kernel(*arguments, *edges[:2])
-    finally:  # also after Ctrl-C: nobody may go on while the others still write
-        wait(others)
-    for other in others:
-        other.result()
+        # Once with Python's lock let go, and twice with it kept: those two are over at once.
+        parallel, kept = ctypes.CDLL(None).GOMP_parallel, ctypes.PyDLL(None)
+        thread, threads = kept.omp_get_thread_num, kept.omp_get_num_threads
+    except (AttributeError, OSError, TypeError):  # not there; on Windows no library is without a name
+        return None
+    parallel.argtypes, parallel.restype = [TEAM_WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return Team(parallel, thread, threads)
 
 
 @functools.cache
