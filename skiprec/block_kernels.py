@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int16, Int64
 
 from skiprec.products import LANES, multiply
-from skiprec.row_kernels import compiled, exponential
+from skiprec.row_kernels import compiled, exponential, prefetch
 
 # B sessions in the batch, T positions, D embedding width, H heads, F hidden width of the feed-forward part. W is T,
 # filled up to whole registers: the scores of all heads, key by key, have HW columns, one for each head and query.
@@ -42,7 +42,7 @@ def scale(x: Float32[np.ndarray, "T D"], factors: Float32[np.ndarray, "T D"]) ->
 
 @compiled
 def drop(x: Float32[np.ndarray, "T D"], bits: Int16[np.ndarray, "_ D"], threshold: int, factor: float) -> None:
-    """Compiled code alone: x is multiplied by the factor where its bits are no less than the threshold, and 0 elsewhere.
+    """Compiled code alone: x is multiplied by the factor where its bits reach the threshold, and 0 elsewhere.
 
     Without bits it stays as it is. In place, like the two above: a loop whose result may be its input is not
     vectorised.
@@ -62,21 +62,30 @@ def transpose(x: Float32[np.ndarray, "T D"], factor: float, out: Float32[np.ndar
             out[d, t] = x[t, d] * factor
 
 
+@compiled
+def ask_ahead(x: Float32[np.ndarray, "B T D"], b: int, part: int, parts: int) -> None:
+    """Compiled code alone: ask for one of so many parts of a session."""
+    if b < x.shape[0]:
+        session, size = x[b], 4 * x.shape[1] * x.shape[2]
+        for byte in range(size * part // parts, size * (part + 1) // parts, 64):
+            prefetch(session, 0, byte)
+
+
 @fused
 def attend(
     x: Float32[np.ndarray, "B T D"],
     lengths: Int64[np.ndarray, " B"],
     is_causal: bool,
     n_heads: int,
-    weight_in: Float32[np.ndarray, "D 3D"],
-    bias_in: Float32[np.ndarray, " 3D"],
+    weight_in: Float32[np.ndarray, "D 3*D"],
+    bias_in: Float32[np.ndarray, " 3*D"],
     weight_out: Float32[np.ndarray, "D D"],
     bias_out: Float32[np.ndarray, " D"],
     score_bits: Int16[np.ndarray, "B _ HW"],
     bits: Int16[np.ndarray, "B _ D"],
     threshold: int,
     factor: float,
-    projected: Float32[np.ndarray, "B T 3D"],
+    projected: Float32[np.ndarray, "B T 3*D"],
     shares: Float32[np.ndarray, "B T HW"],
     mixed: Float32[np.ndarray, "B T D"],
     out: Float32[np.ndarray, "B T D"],
@@ -107,6 +116,8 @@ def attend(
         add(project, bias_in)
         transpose(project[:, :D], root, queries)
         for h in range(n_heads):
+            ask_ahead(x, b + 1, h, n_heads)
+            ask_ahead(projected, b + 1, h, n_heads)
             keys, part = project[:, D + h * dim : D + (h + 1) * dim], share[:, h * W : (h + 1) * W]
             multiply(keys, queries[h * dim : (h + 1) * dim], part)
         top[:] = -np.inf
@@ -127,6 +138,9 @@ def attend(
         dropped[:n] = share
         drop(dropped[:n], score_bits[b][:n], threshold, factor)
         for h in range(n_heads):
+            ask_ahead(shares, b + 1, h, n_heads)
+            ask_ahead(mixed, b + 1, h, n_heads)
+            ask_ahead(out, b + 1, h, n_heads)
             values = project[:, 2 * D + h * dim : 2 * D + (h + 1) * dim]
             multiply(dropped[:n, h * W : h * W + n].T, values, mix[:, h * dim : (h + 1) * dim])
         multiply(mix, weight_out, out[b][:n])
@@ -139,15 +153,15 @@ def attend_backward(
     gradient: Float32[np.ndarray, "B T D"],
     lengths: Int64[np.ndarray, " B"],
     n_heads: int,
-    weight_in: Float32[np.ndarray, "3D D"],
+    weight_in: Float32[np.ndarray, "3*D D"],
     weight_out: Float32[np.ndarray, "D D"],
     score_bits: Int16[np.ndarray, "B _ HW"],
     bits: Int16[np.ndarray, "B _ D"],
     threshold: int,
     factor: float,
-    projected: Float32[np.ndarray, "B T 3D"],
+    projected: Float32[np.ndarray, "B T 3*D"],
     shares: Float32[np.ndarray, "B T HW"],
-    by_projected: Float32[np.ndarray, "B T 3D"],
+    by_projected: Float32[np.ndarray, "B T 3*D"],
     by_out: Float32[np.ndarray, "B T D"],
     by_x: Float32[np.ndarray, "B T D"],
     start: int,
@@ -177,6 +191,8 @@ def attend_backward(
         drop(dropped[:n], score_bits[b][:n], threshold, factor)
         for h in range(n_heads):
             one, key = slice(h * dim, (h + 1) * dim), slice(h * W, h * W + n)
+            ask_ahead(projected, b + 1, h, n_heads)
+            ask_ahead(by_projected, b + 1, h, n_heads)
             values = project[:, 2 * D + h * dim : 2 * D + (h + 1) * dim]
             multiply(values, turned[one], by_share[:n, h * W : (h + 1) * W])
             multiply(dropped[:n, key], by_mixed[:n, one], by_project[:, 2 * D + h * dim : 2 * D + (h + 1) * dim])
@@ -191,6 +207,8 @@ def attend_backward(
         for h in range(n_heads):
             by_score = by_share[:n, h * W : h * W + n]
             query, key = slice(h * dim, (h + 1) * dim), slice(D + h * dim, D + (h + 1) * dim)
+            ask_ahead(shares, b + 1, h, n_heads)
+            ask_ahead(gradient, b + 1, h, n_heads)
             multiply(by_score.T, project[:, key], by_project[:, query])
             multiply(by_score, project[:, query], by_project[:, key])
         multiply(by_project, weight_in, by_x[b][:n])

@@ -187,8 +187,8 @@ class TrainedAttention(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Float[Tensor, "B T D"],
-        weight_in: Float[Tensor, "3D D"],
-        bias_in: Float[Tensor, " 3D"],
+        weight_in: Float[Tensor, "3*D D"],
+        bias_in: Float[Tensor, " 3*D"],
         weight_out: Float[Tensor, "D D"],
         bias_out: Float[Tensor, " D"],
         sight: Sight,

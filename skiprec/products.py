@@ -4,6 +4,7 @@ PyTorch gives such products to MKL, which leaves out the widest instructions of 
 small matrix after the other, each from memory that is long cold. Here a loop multiplies what it has just made.
 """
 
+import itertools
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -26,7 +27,8 @@ SUMMED_AT_ONCE = 128
 """Terms of a sum before the next tile's are: what they are made of is still in the core's first cache then."""
 
 INT = ir.IntType(64)
-VECTOR = ir.VectorType(ir.FloatType(), LANES)
+NUMBER = ir.FloatType()
+VECTOR = ir.VectorType(NUMBER, LANES)
 FUSED = ("contract",)
 """A product and the sum that it goes into may be rounded once."""
 
@@ -34,15 +36,17 @@ FUSED = ("contract",)
 def tile_of(n_rows: int, n_vectors: int) -> Any:
     """Makes the loop over one tile, with as many rows and registers a row as are said.
 
-    Compiled code alone calls it, as add_tile(a, b, c, row, column, start, stop): c[row:, column:] is what it was, or 0
-    with start 0, plus the products of a and b in terms start to stop. Beyond the last row of c the last one is taken
-    again; columns beyond the last are neither read nor written.
+    Compiled code alone calls it, as add_tile(a, b, c, row, column, start, stop, adds): c[row:, column:] is what it was,
+    or 0 if it adds nothing, plus the products of a and b in terms start to stop. Beyond the last row of c the last one
+    is taken again; columns beyond the last are neither read nor written.
     """
 
     @intrinsic
-    def add_tile(context: Any, a: Any, b: Any, c: Any, row: Any, column: Any, start: Any, stop: Any) -> tuple[Any, Any]:
+    def add_tile(
+        context: Any, a: Any, b: Any, c: Any, row: Any, column: Any, start: Any, stop: Any, adds: Any
+    ) -> tuple[Any, Any]:
         def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            row, column, start, stop = arguments[3:]
+            row, column, start, stop, adds = arguments[3:]
             a, b, c = (
                 Matrix(builder, target.make_array(kind)(target, builder, array))
                 for kind, array in zip(signature.args[:3], arguments[:3], strict=True)
@@ -53,10 +57,9 @@ def tile_of(n_rows: int, n_vectors: int) -> Any:
             masks = [lanes_below(builder, builder.sub(c.n_columns, place)) for place in places]
             sums = [[cgutils.alloca_once(builder, VECTOR) for _ in places] for _ in rows]
 
-            is_first = builder.icmp_signed("==", start, INT(0))
-            with builder.if_else(is_first) as (first, later):
+            with builder.if_else(adds) as (later, first):
                 with first:
-                    for total in sum(sums, []):
+                    for total in itertools.chain(*sums):
                         builder.store(VECTOR(None), total)
                 with later:
                     for r, totals in zip(rows, sums, strict=True):
@@ -75,7 +78,7 @@ def tile_of(n_rows: int, n_vectors: int) -> Any:
             return target.get_dummy_value()
 
         n = types.int64
-        return types.void(a, b, c, n, n, n, n), generate
+        return types.void(a, b, c, n, n, n, n, types.boolean), generate
 
     return add_tile
 
@@ -89,7 +92,7 @@ class Matrix:
         self.n_rows, self.n_columns = cgutils.unpack_tuple(builder, array.shape)
         self.strides = cgutils.unpack_tuple(builder, array.strides)
 
-    def at(self, row: ir.Value, column: ir.Value, kind: ir.Type = ir.FloatType()) -> ir.Value:
+    def at(self, row: ir.Value, column: ir.Value, kind: ir.Type = NUMBER) -> ir.Value:
         """Where a number is, or a vector begins."""
         build = self.builder
         offset = build.add(*(build.mul(n, stride) for n, stride in zip((row, column), self.strides, strict=True)))
@@ -131,18 +134,23 @@ add_narrow_tile = tile_of(2 * TILE_ROWS, TILE_VECTORS // 2)
 
 
 @compiled
-def multiply(a: Float32[np.ndarray, "R K"], b: Float32[np.ndarray, "K C"], c: Float32[np.ndarray, "R C"]) -> None:
-    """Compiled code alone: c = a @ b. Each row of b and c lies without gaps; c shares no memory with the others.
+def multiply(
+    a: Float32[np.ndarray, "R K"], b: Float32[np.ndarray, "K C"], c: Float32[np.ndarray, "R C"], adds: bool = False
+) -> None:
+    """Compiled code alone: c = a @ b, or c += a @ b if it adds.
 
-    Each number is summed in the order of its terms, whatever the tiles: it depends on no shape but K.
+    Each row of b and c lies without gaps; c shares no memory with the others. Each number is summed in the order of its
+    terms, whatever the tiles: it depends on no shape but K.
     """
     R, K, C = a.shape[0], a.shape[1], b.shape[1]
+    if K == 0 and not adds:
+        c[:] = 0
     for start in range(0, K, SUMMED_AT_ONCE):
-        stop = min(start + SUMMED_AT_ONCE, K)
-        if TILE_COLUMNS >= 2 * C:
-            for row in range(0, R, 2 * TILE_ROWS):
-                add_narrow_tile(a, b, c, row, 0, start, stop)
-            continue
+        stop, adding = min(start + SUMMED_AT_ONCE, K), adds or start > 0
         for column in range(0, C, TILE_COLUMNS):
-            for row in range(0, R, TILE_ROWS):
-                add_tile(a, b, c, row, column, start, stop)
+            if 2 * (C - column) <= TILE_COLUMNS:
+                for row in range(0, R, 2 * TILE_ROWS):
+                    add_narrow_tile(a, b, c, row, column, start, stop, adding)
+            else:
+                for row in range(0, R, TILE_ROWS):
+                    add_tile(a, b, c, row, column, start, stop, adding)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from skiprec.device import has_kernels
-from skiprec.linear import has_onednn, linear, summed_products
+from skiprec.linear import linear
 
 # B sessions in the batch, P positions, D embedding width, N negatives a draw.
 
@@ -58,35 +58,9 @@ class SampledSoftmax(torch.autograd.Function):
         total = position_weight.sum()
         weight = position_weight / torch.where(total > 0, total, 1)  # (B, P): the mean's
         ctx.gradients = torch.empty_like(predicted), torch.empty_like(target)
-        loss = predicted.new_zeros(())
-        if takes_sessions(predicted, negatives, negative_mask, own):
-            from skiprec.row_kernels import over_rows
-            from skiprec.session_softmax import session_softmax
-
-            losses = predicted.new_empty(len(predicted))
-            given = predicted.contiguous(), target.contiguous(), negatives, negatives_gradient, weight, scale
-            over_rows(session_softmax, len(predicted), *given, losses, *ctx.gradients, worth_a_thread=1)
-            loss = losses.sum()
-            ctx.mark_non_differentiable(loss)
-            return loss * scale, loss
-        is_shared = len(negatives) == 1 < len(predicted)
-        into = torch.zeros_like(negatives) if is_shared else negatives_gradient
-        for rows in chunks(predicted, negatives):
-            of = slice(0, 1) if is_shared else rows
-            mask = None if negative_mask is None else negative_mask[rows]
-            loss += chunk_loss(
-                predicted[rows],
-                target[rows],
-                negatives[of],
-                weight[rows],
-                mask,
-                None if own is None else own[rows],
-                scale,
-                is_shared=is_shared,
-                into=(ctx.gradients[0][rows], ctx.gradients[1][rows], into[of]),
-            )
-        if is_shared:
-            negatives_gradient.copy_(into)
+        by = by_loops if own is None and has_loops(negatives, negatives_gradient) else by_chunks
+        into = *ctx.gradients, negatives_gradient
+        loss = by(predicted, target, negatives, weight, negative_mask, own, scale, into)
         ctx.mark_non_differentiable(loss)
         return loss * scale, loss
 
@@ -97,10 +71,82 @@ class SampledSoftmax(torch.autograd.Function):
         return by_predicted * gradient, by_target * gradient, None, None, None, None, None, None
 
 
-def takes_sessions(predicted: Tensor, negatives: Tensor, negative_mask: Tensor | None, own: Tensor | None) -> bool:
-    """Whether `session_softmax` serves: on the CPU, in float32, with draws that are as they are."""
-    has_own_draws = len(negatives) == len(predicted) and negative_mask is None and own is None
-    return has_own_draws and predicted.dtype == torch.float32 and has_kernels(predicted.device)
+def has_loops(negatives: Float[Tensor, "draws N D"], negatives_gradient: Float[Tensor, "draws N D"]) -> bool:
+    """Whether the loops of `softmax_kernels` serve: on the CPU, in float32, where rows lie without gaps."""
+    is_taken = negatives.dtype == torch.float32 and has_kernels(negatives.device)
+    return is_taken and negatives.is_contiguous() and negatives_gradient.is_contiguous()
+
+
+def by_loops(
+    predicted: Float[Tensor, "B P D"],
+    target: Float[Tensor, "B P D"],
+    negatives: Float[Tensor, "draws N D"],
+    weight: Float[Tensor, "B P"],
+    negative_mask: Bool[Tensor, "B N"] | None,
+    own: None,
+    scale: Float[Tensor, ""],
+    into: tuple[Tensor, Tensor, Tensor],
+) -> Float[Tensor, ""]:
+    """The weighted loss of a batch, with its scores in a core's cache throughout; as `by_chunks`."""
+    from skiprec.row_kernels import over_rows
+    from skiprec.softmax_kernels import session_softmax, shared_softmax
+
+    B, (draws, N, _) = len(predicted), negatives.shape
+    mask = torch.empty(0, N, dtype=torch.bool) if negative_mask is None else negative_mask.contiguous()
+    losses, (by_predicted, by_target, by_negatives) = predicted.new_empty(B), into
+    given = predicted.contiguous(), target.contiguous(), negatives
+    rest = mask, weight, scale, losses, by_predicted, by_target
+    if draws == B:
+        over_rows(session_softmax, B, *given, by_negatives, *rest, worth_a_thread=1)
+    else:
+        parts = negatives.new_empty(torch.get_num_threads(), *negatives.shape[1:])
+        over_rows(shared_softmax, len(parts), *given, parts, *rest, worth_a_thread=1)
+        torch.sum(parts, 0, keepdim=True, out=by_negatives)
+    return losses.sum()
+
+
+def by_chunks(
+    predicted: Float[Tensor, "B P D"],
+    target: Float[Tensor, "B P D"],
+    negatives: Float[Tensor, "draws N D"],
+    weight: Float[Tensor, "B P"],
+    negative_mask: Bool[Tensor, "B N"] | None,
+    own: Int[Tensor, "B P"] | None,
+    scale: Float[Tensor, ""],
+    into: tuple[Tensor, Tensor, Tensor],
+) -> Float[Tensor, ""]:
+    """The weighted loss of a batch, a few sessions after the other.
+
+    Args:
+        predicted: As of `SampledSoftmax`; likewise what is not said.
+        target: Embeddings of the items that were played.
+        negatives: A draw a session, or a single one.
+        weight: Of each position in the loss.
+        negative_mask: False where a draw is as if absent.
+        own: Which negative is as if absent at each position.
+        scale: Factor of the gradients.
+        into: Filled with the gradients of predicted, target and negatives.
+    """
+    is_shared = len(negatives) == 1 < len(predicted)
+    by_predicted, by_target, by_negatives = into
+    loss = predicted.new_zeros(())
+    total = torch.zeros_like(negatives) if is_shared else by_negatives
+    for rows in chunks(predicted, negatives):
+        of = slice(0, 1) if is_shared else rows
+        loss += chunk_loss(
+            predicted[rows],
+            target[rows],
+            negatives[of],
+            weight[rows],
+            None if negative_mask is None else negative_mask[rows],
+            None if own is None else own[rows],
+            scale,
+            is_shared=is_shared,
+            into=(by_predicted[rows], by_target[rows], total[of]),
+        )
+    if is_shared:
+        by_negatives.copy_(total)
+    return loss
 
 
 def chunks(predicted: Float[Tensor, "B P D"], negatives: Float[Tensor, "draws N D"]) -> list[slice]:
@@ -161,11 +207,7 @@ def chunk_loss(
     torch.mul(of_positive, predicted, out=by_target)
     if is_shared:
         by_scores = linear(shares, negatives[0].t())
-        factors = shares.flatten(0, 1), predicted.flatten(0, 1)
-        if has_onednn(predicted) and by_negatives.nbytes <= CHUNK_BYTES["cpu"]:
-            by_negatives += summed_products(*factors)
-        else:  # where it is: a catalogue has no room twice
-            by_negatives[0].addmm_(factors[0].t(), factors[1])
+        by_negatives[0].addmm_(shares.flatten(0, 1).t(), predicted.flatten(0, 1))
     else:
         by_scores = torch.bmm(shares, negatives)
         torch.bmm(shares.transpose(1, 2), predicted, out=by_negatives)

@@ -36,6 +36,7 @@ MODULES = (
     "checking",
     "checkpoint",
     "device",
+    "encoder_block",
     "errors",
     "files",
     "linear",

@@ -46,7 +46,7 @@ EDGE = ROWS_WORTH_ONEDNN
 
 @needs_onednn
 @pytest.mark.parametrize(
-    ("shape", "n_calls"), [((EDGE,), 3), ((40, 20), 3), ((EDGE - 1,), 0), ((5, 3), 0), ((0, 4), 0), ((), 0)]
+    ("shape", "n_calls"), [((EDGE,), 2), ((40, 20), 2), ((EDGE - 1,), 0), ((5, 3), 0), ((0, 4), 0), ((), 0)]
 )
 @pytest.mark.parametrize("wide", [6, 9])
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -77,7 +77,7 @@ def test_what_needs_no_gradient_gets_none(wanted, calls):
     if any(wanted):
         output.sum().backward()
     assert tuple(leaf.grad is not None for leaf in leaves) == wanted
-    assert len(calls) == 1 + wanted[0] + wanted[1]
+    assert len(calls) == 1 + wanted[0]
     with torch.no_grad():
         assert not linear(*leaves).requires_grad
 
@@ -99,7 +99,8 @@ def test_transposed_views_and_parts_of_others(calls):
     torch.testing.assert_close(product(a.t(), b[2:]), a.t() @ b[2:].t())
     torch.testing.assert_close(summed_products(a, b.t()), a.t() @ b.t())
     torch.testing.assert_close(summed_products(b.t(), a), b @ a)
-    assert len(calls) == 5
+    torch.testing.assert_close(summed_products(b.t().double(), a.double()), (b @ a).double())
+    assert len(calls) == 3
 
 
 @needs_onednn
@@ -116,7 +117,7 @@ def test_views_with_gaps_are_read_right_and_the_second_matrix_is_copied_first(ca
     linear(x, weight).sum().backward()
     torch.testing.assert_close(x.grad, weight.detach().sum(0).expand(7, 5))
     torch.testing.assert_close(weight.grad, x.detach().sum(0).expand(6, 5))
-    assert len(calls) == 7
+    assert len(calls) == 5
     assert all(second.is_contiguous() or second.t().is_contiguous() for _, second, *_ in calls)
 
 
@@ -129,20 +130,18 @@ def test_a_layer_of_torch():
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("n_layers", [1, 3])
 def test_all_layers_of_the_encoder_are_onednns(n_layers, calls, monkeypatch):
-    """Four a block and the head, each with two gradients; and the numbers are MKL's."""
+    """Of one that is not trained, four a block and the head; and the numbers are MKL's."""
     torch.manual_seed(1)
     config = ModelConfig(dim=16, n_heads=2, feed_forward=24, n_layers=n_layers, dropout=0.0)
     model = SequenceEncoder(config, 30, 8)
     sessions, lengths = torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2])
     results = []
+    model.eval()
     for is_there in (True, False):
         monkeypatch.setattr(skiprec.linear, "is_onednn_there", lambda is_there=is_there: is_there)
-        model.zero_grad()
-        output = model(sessions, lengths)
-        output.square().sum().backward()
-        results.append([output, *(p.grad for p in model.parameters() if p.grad is not None)])
-    assert len(calls) == 3 * (4 * n_layers + 1)
-    assert {args[2] is None for args in calls[: 4 * n_layers + 1]} == {False}
+        results.append([model(sessions, lengths)])
+    assert len(calls) == 4 * n_layers + 1
+    assert {args[2] is None for args in calls} == {False}
     for by_onednn, by_mkl in zip(*results, strict=True):
         torch.testing.assert_close(by_onednn, by_mkl, rtol=1e-4, atol=1e-5)
 

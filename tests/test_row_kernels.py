@@ -1,17 +1,25 @@
-"""How rows are shared among threads. What the compiled loops compute is tested where they are used."""
+"""How rows are shared among threads, and the exponential. What the loops compute is tested where they are used."""
 
 import os
+import platform
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
+import skiprec.row_kernels
 from skiprec.row_kernels import (
     ROWS_WORTH_A_THREAD,
+    Team,
+    compiled,
+    exponential,
     flush_rows,
+    in_threads,
+    openmp,
     over_rows,
     read_rows,
     square_rows,
@@ -167,3 +175,86 @@ def test_nothing_is_asked_for_beyond_an_end(tmp_path):
     command = [sys.executable, "-c", WITHIN]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout == "within\n", done.stderr
+
+
+def test_the_exponential_is_that_of_float64():
+    """From where a float32 ends to where it would be no number; a loop, as it is used."""
+
+    @compiled
+    def all_of(x, out):
+        for i in range(x.size):
+            out[i] = exponential(x[i])
+
+    x = np.concatenate([np.linspace(-87, 88, 200_001), np.linspace(-1, 1, 20_001)]).astype(np.float32)
+    out = np.empty_like(x)
+    all_of(x, out)
+    assert abs(out / np.exp(x.astype(float)) - 1).max() < 3e-7
+    assert [exponential(np.float32(value)) for value in (0, -87.01, -1e30, -np.inf)] == [1, 0, 0, 0]
+    assert np.isnan(exponential(np.float32(np.nan)))
+
+
+@pytest.fixture(params=["torch's", "a pool"])
+def whose(request, monkeypatch):
+    """Threads of torch's operations, or, where those are not OpenMP's, some of our own."""
+    if request.param == "a pool":
+        monkeypatch.setattr(skiprec.row_kernels, "openmp", lambda: None)
+    elif openmp() is None:
+        pytest.skip("torch's operations have no threads of GNU OpenMP here")
+    return request.param
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="other builds of PyTorch have other threads")
+def test_the_threads_of_torch_are_found_where_they_are():
+    """Or all would go on beside them, a tenth slower, and nobody would hear of it."""
+    assert openmp() is not None
+
+
+@pytest.mark.usefixtures("whose")
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_every_part_is_done_once_side_by_side(parts):
+    torch.set_num_threads(parts)
+    barrier, done = threading.Barrier(parts, timeout=60), []
+
+    def work(part):
+        barrier.wait()  # passes when all are there
+        done.append((part, threading.get_ident()))
+
+    in_threads(work, parts)
+    assert sorted(part for part, _ in done) == list(range(parts))
+    assert len({thread for _, thread in done}) == parts
+    assert (0, threading.get_ident()) in done
+
+
+@pytest.mark.usefixtures("whose")
+@pytest.mark.parametrize("failing", [0, 2])
+def test_an_error_in_any_part_is_raised_when_all_are_over(failing):
+    done = []
+
+    def work(part):
+        if part == failing:
+            raise ValueError(f"part {part}")
+        time.sleep(0.05)
+        done.append(part)
+
+    with pytest.raises(ValueError, match=f"part {failing}"):
+        in_threads(work, 3)
+    assert sorted(done) == sorted({0, 1, 2} - {failing})
+
+
+def test_with_fewer_threads_than_parts_all_parts_are_done(monkeypatch):
+    """As within OpenMP's own loops, or where the system gives no more."""
+    if openmp() is None:
+        pytest.skip("torch's operations have no threads of GNU OpenMP here")
+    team = openmp()
+    alone = team._replace(parallel=lambda work, data, parts, flags: team.parallel(work, data, 1, flags))
+    monkeypatch.setattr(skiprec.row_kernels, "openmp", lambda: alone)
+    done = []
+    in_threads(done.append, 5)
+    assert done == [0, 1, 2, 3, 4]
+
+
+def test_a_part_that_nobody_did_is_no_silence(monkeypatch):
+    """Ctrl-C can come as a thread enters, where Python prints it and goes on."""
+    monkeypatch.setattr(skiprec.row_kernels, "openmp", lambda: Team(lambda *_: None, lambda: 0, lambda: 1))
+    with pytest.raises(KeyboardInterrupt):
+        in_threads(lambda part: None, 2)

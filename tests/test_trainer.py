@@ -409,8 +409,9 @@ def test_the_compiled_loops_are_given_single_precision(dataset, monkeypatch):
     t = trainer(dataset, max_epochs=1, patience=0)
     list(t.epochs())
     of_table = {"read_rows", "square_rows", "update_rows", "flush_rows"} if t.defers else {"sum_rows"}
-    assert {name for name, _ in given} == {"score_rows", "fill_bits", *of_table}
-    assert {dtype for _, dtype in given} == {torch.float32, torch.int32, torch.int64}
+    of_block = {"attend", "attend_backward", "feed_forward", "feed_forward_backward", "sum_products"}
+    assert {name for name, _ in given} == {"score_rows", "fill_bits", "session_softmax", *of_block, *of_table}
+    assert {dtype for _, dtype in given} == {torch.float32, torch.int16, torch.int32, torch.int64, torch.bool}
 
 
 def test_a_state_of_another_optimizer_is_refused(dataset, monkeypatch):

@@ -1,0 +1,72 @@
+"""Products by tiles against NumPy's in float64, of every shape and every way that matrices lie in memory."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skiprec.products import LANES, SUMMED_AT_ONCE, TILE_COLUMNS, TILE_ROWS, multiply
+
+
+def draws(*shape: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def within(rows: int, columns: int, fill: float) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix with other numbers on all sides, and all of them."""
+    around = np.full((rows + 4, columns + 2 * LANES), np.float32(fill))
+    return around[2 : 2 + rows, LANES : LANES + columns], around
+
+
+EDGES = st.sampled_from
+ROWS = EDGES([1, 2, TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 1, 2 * TILE_ROWS, 2 * TILE_ROWS + 1, 23])
+TERMS = EDGES([1, 2, 20, SUMMED_AT_ONCE - 1, SUMMED_AT_ONCE, SUMMED_AT_ONCE + 1, 2 * SUMMED_AT_ONCE + 5])
+COLUMNS = EDGES(
+    [1, 3, LANES, LANES + 1, TILE_COLUMNS // 2, TILE_COLUMNS // 2 + 1, TILE_COLUMNS, TILE_COLUMNS + 1, 3 * TILE_COLUMNS]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(R=ROWS, K=TERMS, C=COLUMNS, is_turned=st.booleans(), adds=st.booleans(), seed=st.integers(0, 9))
+def test_it_is_the_product_and_touches_nothing_else(R, K, C, is_turned, adds, seed):
+    """The matrices are parts of others full of nan, which would show in the result; around the result all stays."""
+    a = within(*((K, R) if is_turned else (R, K)), np.nan)[0]
+    a[:] = draws(*a.shape, seed=seed)
+    a = a.T if is_turned else a
+    b = within(K, C, np.nan)[0]
+    b[:] = draws(K, C, seed=seed + 1)
+    c, around = within(R, C, 7.0)
+    c[:] = draws(R, C, seed=seed + 2)
+    expected = a.astype(float) @ b.astype(float) + (c if adds else 0)
+    before = around.copy()
+    multiply(a, b, c, adds)
+    np.testing.assert_allclose(c, expected, rtol=0, atol=3e-6 * (K + 4))
+    before[2 : 2 + R, LANES : LANES + C] = c
+    np.testing.assert_array_equal(around, before)
+
+
+def test_a_number_depends_on_no_other_row_or_column():
+    """To the last bit: how a product is shared among threads must not show."""
+    a, b, whole = draws(37, 300), draws(300, 90, seed=2), np.empty((37, 90), np.float32)
+    multiply(a, b, whole)
+    for rows, columns in ((slice(0, 1), slice(0, 90)), (slice(5, 30), slice(3, 20)), (slice(36, 37), slice(89, 90))):
+        part = np.empty_like(whole[rows, columns])
+        multiply(a[rows], b[:, columns], part)
+        np.testing.assert_array_equal(part, whole[rows, columns])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_shows_in_its_row_and_column_alone(value):
+    a, b, c = draws(12, 40), draws(40, 70, seed=2), np.empty((12, 70), np.float32)
+    a[4, 7] = value
+    multiply(a, b, c)
+    assert not np.isfinite(c[4]).any()
+    assert np.isfinite(np.delete(c, 4, axis=0)).all()
+
+
+def test_without_rows_columns_or_terms():
+    multiply(np.empty((0, 5), np.float32), draws(5, 3), np.empty((0, 3), np.float32))
+    multiply(draws(4, 5), np.empty((5, 0), np.float32), np.empty((4, 0), np.float32))
+    c = draws(4, 3)
+    multiply(np.empty((4, 0), np.float32), np.empty((0, 3), np.float32), c)
+    np.testing.assert_array_equal(c, np.zeros((4, 3)))
