@@ -5,23 +5,27 @@ small matrix after the other, each from memory that is long cold. Here a loop mu
 """
 
 import itertools
+import platform
 from typing import Any
 
 import llvmlite.binding as llvm
 from jaxtyping import Float32
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 from skiprec.row_kernels import compiled, np
 
 # R rows of the result, C columns, K numbers a sum.
 
-FEATURES = llvm.get_host_cpu_features()
-LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx") else 4
+# What Numba compiles for: this machine, unless NUMBA_CPU_FEATURES names another.
+FEATURES = (llvm.get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(",")
+LANES = 16 if "+avx512f" in FEATURES else 8 if "+avx" in FEATURES else 4
 """Numbers in a register."""
-TILE_ROWS, TILE_VECTORS = (6, 2) if LANES == 8 else (5, 4)
-"""Rows of a tile, and registers that one of its rows takes: what 16 registers hold, or 32."""
+HAS_MANY = LANES == 16 or platform.machine() in ("aarch64", "arm64")
+"""Whether there are 32 registers, or 16."""
+TILE_ROWS, TILE_VECTORS = (5, 4) if HAS_MANY else (6, 2)
+"""Rows of a tile, and registers that one of its rows takes: so that all stays in them."""
 TILE_COLUMNS = TILE_VECTORS * LANES
 SUMMED_AT_ONCE = 128
 """Terms of a sum before the next tile's are: what they are made of is still in the core's first cache then."""

@@ -1,5 +1,11 @@
 """Products by tiles against NumPy's in float64, of every shape and every way that matrices lie in memory."""
 
+import os
+import platform
+import subprocess
+import sys
+
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -70,3 +76,35 @@ def test_without_rows_columns_or_terms():
     c = draws(4, 3)
     multiply(np.empty((4, 0), np.float32), np.empty((0, 3), np.float32), c)
     np.testing.assert_array_equal(c, np.zeros((4, 3)))
+
+
+ELSEWHERE = """
+import os
+import platform
+import subprocess
+import sys
+
+import llvmlite.binding as llvm
+import numpy as np
+from skiprec.products import LANES, multiply
+draw = np.random.default_rng(1).normal
+for R, K, C in ((1, 1, 1), (7, 130, 5), (13, 20, 16), (31, 40, 70), (12, 300, 33)):
+    a, b, c = (draw(size=shape).astype(np.float32) for shape in ((R, K), (K, C), (R, C)))
+    expected = a.astype(float) @ b + c
+    multiply(a, b, c, True)
+    np.testing.assert_allclose(c, expected, rtol=0, atol=3e-6 * (K + 4))
+print(LANES)
+"""
+needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="the names are those of x86 processors")
+
+
+@needs_x86
+@pytest.mark.parametrize(("name", "features", "lanes"), [("haswell", "+avx,+avx2,+fma", 8), ("x86-64", "", 4)])
+def test_registers_of_other_machines(name, features, lanes, tmp_path):
+    """As Numba compiles for them."""
+    if features and not all(llvm.get_host_cpu_features().get(feature[1:]) for feature in features.split(",")):
+        pytest.skip("this processor is older")
+    other = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", ELSEWHERE]
+    done = subprocess.run(command, env=os.environ | other, capture_output=True, text=True, timeout=300)
+    assert done.stdout == f"{lanes}\n", done.stderr

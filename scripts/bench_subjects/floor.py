@@ -2,10 +2,10 @@
 
 seconds = 2 * multiply_adds / matrix_rate + bytes / copy_bandwidth, nothing overlapped, nothing else counted.
 multiply_adds: those of the encoder, three times (forward, and backward to inputs and to weights), causal attention
-counted by half; and three products of (B T, D) with (D, N) for the loss. matrix_rate: that of the fastest of PyTorch's two
-libraries, MKL, which it gives matrices to, and oneDNN, which it gives convolutions to, here with a window of one place;
-and the program's own products. bytes: of each distinct row of the item table that a step touches, weights and both moments read and written,
-the gradient written and read: 8 D floats.
+counted by half; and three products of (B T, D) with (D, N) for the loss. matrix_rate: that of the fastest of PyTorch's
+two libraries, MKL, which it gives matrices to, and oneDNN, which it gives convolutions to, here with a window of one
+place, and the program's own products. bytes: of each distinct row of the item table that a step touches, weights and
+both moments read and written, the gradient written and read: 8 D floats.
 """
 
 import time
