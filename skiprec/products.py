@@ -9,12 +9,13 @@ import platform
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from jaxtyping import Float32
 from llvmlite import ir
 from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
-from skiprec.row_kernels import compiled, np
+from skiprec.row_kernels import compiled
 
 # R rows of the result, C columns, K numbers a sum.
 
