@@ -1,7 +1,7 @@
 """Loops of an encoder block on the CPU, one session after the other: what is made of a session stays in a core's cache.
 
 What they compute is in `encoder_block.py`, whose torch forms run on other devices and are what these are tested
-against. Only a session's real positions are worked on; what belongs to padding is 0.
+against. Only a session's real positions are worked on; what is made of padding is 0.
 """
 
 import functools
@@ -9,19 +9,28 @@ import functools
 import numpy as np
 from jaxtyping import Float32, Int16, Int64
 
-from skiprec.products import LANES, multiply
+from skiprec.products import multiply
 from skiprec.row_kernels import compiled, exponential, prefetch
 
 # B sessions in the batch, T positions, D embedding width, H heads, F hidden width of the feed-forward part. W is T,
 # filled up to whole registers: the scores of all heads, key by key, have HW columns, one for each head and query.
 
+ALIGNED = 16
+"""W is a multiple of it: of what the widest register holds, as what is dropped must not depend on the machine."""
+
 # Fused products and sums, as in `products.py`.
 fused = functools.partial(compiled, fastmath={"contract"})
 
 
-def whole_registers(n: int) -> int:
-    """The next multiple of what one register holds."""
-    return -(-n // LANES) * LANES
+def score_columns(T: int) -> int:
+    """W: columns of the scores of one head."""
+    return -(-T // ALIGNED) * ALIGNED
+
+
+@compiled
+def n_real(lengths: Int64[np.ndarray, " B"], b: int, T: int) -> int:
+    """Compiled code alone: real positions of a session, of the T that there are."""
+    return min(max(lengths[b], 0), T)
 
 
 @compiled
@@ -42,16 +51,16 @@ def scale(x: Float32[np.ndarray, "T D"], factors: Float32[np.ndarray, "T D"]) ->
 
 @compiled
 def drop(x: Float32[np.ndarray, "T D"], bits: Int16[np.ndarray, "_ D"], threshold: int, factor: float) -> None:
-    """Compiled code alone: x is multiplied by the factor where its bits reach the threshold, and 0 elsewhere.
+    """Compiled code alone: x is multiplied by the factor where its bits reach the threshold, and by 0 elsewhere.
 
-    Without bits it stays as it is. In place, like the two above: a loop whose result may be its input is not
-    vectorised.
+    Without bits it stays as it is. Multiplied, not chosen, so that nan stays. In place, like the two above: a loop
+    whose result may be its input is not vectorised.
     """
     lowest, kept = np.int16(threshold), np.float32(factor)
     if len(bits):
         for t in range(x.shape[0]):
             for d in range(x.shape[1]):
-                x[t, d] = x[t, d] * kept if bits[t, d] >= lowest else np.float32(0)
+                x[t, d] *= kept if bits[t, d] >= lowest else np.float32(0)
 
 
 @compiled
@@ -64,7 +73,10 @@ def transpose(x: Float32[np.ndarray, "T D"], factor: float, out: Float32[np.ndar
 
 @compiled
 def ask_ahead(x: Float32[np.ndarray, "B T D"], b: int, part: int, parts: int) -> None:
-    """Compiled code alone: ask for one of so many parts of a session."""
+    """Compiled code alone: ask for one of so many parts of a session, if there is one.
+
+    In parts, as no more than some dozens of requests are under way at once: between them there is work to do.
+    """
     if b < x.shape[0]:
         session, size = x[b], 4 * x.shape[1] * x.shape[2]
         for byte in range(size * part // parts, size * (part + 1) // parts, 64):
@@ -108,7 +120,7 @@ def attend(
             for h in range(n_heads):
                 bias[s, h * W : h * W + s] = -np.inf
     for b in range(start, stop):
-        n = lengths[b]
+        n = n_real(lengths, b, x.shape[1])
         mixed[b][n:] = 0
         out[b][n:] = 0
         project, share, mix = projected[b][:n], shares[b][:n], mixed[b][:n]
@@ -178,7 +190,7 @@ def attend_backward(
     dropped, by_share = np.empty((T, n_heads * W), np.float32), np.empty((T, n_heads * W), np.float32)
     total = np.empty(n_heads * W, np.float32)
     for b in range(start, stop):
-        n = lengths[b]
+        n = n_real(lengths, b, gradient.shape[1])
         by_projected[b][n:] = 0
         by_out[b][n:] = 0
         by_x[b][n:] = 0
@@ -257,9 +269,8 @@ def feed_forward(
     Filled are the hidden numbers, their slopes by the sums that they are made of, both after dropout, and the result.
     """
     for b in range(start, stop):
-        n = lengths[b]
+        n = n_real(lengths, b, x.shape[1])
         inner[b][n:] = 0
-        slopes[b][n:] = 0
         out[b][n:] = 0
         hidden, slope = inner[b][:n], slopes[b][:n]
         multiply(x[b][:n], weight1, hidden)
@@ -301,7 +312,7 @@ def feed_forward_backward(
     Filled are the gradients of the hidden sums, of the result before its dropout, and of x.
     """
     for b in range(start, stop):
-        n = lengths[b]
+        n = n_real(lengths, b, gradient.shape[1])
         by_inner[b][n:] = 0
         by_out[b][n:] = 0
         by_x[b][n:] = 0

@@ -64,7 +64,11 @@ class Block(nn.TransformerEncoderLayer):
     def factors(self, hidden: Float[Tensor, "B T D"]) -> int:
         """How many dropout factors `forward` takes."""
         B, T, D = hidden.shape
-        columns = score_columns(T) if self._is_by_loops(hidden) else T
+        columns = T
+        if self._is_by_loops(hidden):
+            from skiprec.block_kernels import score_columns
+
+            columns = score_columns(T)
         return B * T * (self.self_attn.num_heads * columns + self.linear1.out_features + 2 * D)
 
     def at(self, hidden: Float[Tensor, "B T D"], sight: Sight, places: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
@@ -95,13 +99,15 @@ class Block(nn.TransformerEncoderLayer):
     def _is_by_loops(self, hidden: Tensor) -> bool:
         """Whether the loops of `block_kernels` serve: in training alone. They take seconds to load, and know no place
         but all."""
-        is_trained = self.training and torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        is_trained = self.training and torch.is_grad_enabled()
         return is_trained and hidden.dtype == torch.float32 and has_kernels(hidden.device)
 
     def _attend(self, hidden: Tensor, sight: Sight, masks: "DropoutMasks") -> Tensor:
         B, T, D = hidden.shape
         attention, H = self.self_attn, self.self_attn.num_heads
         if self._is_by_loops(hidden):
+            from skiprec.block_kernels import score_columns
+
             bits = masks.take_bits((B, T, H * score_columns(T))), masks.take_bits((B, T, D))
             into, out = (attention.in_proj_weight, attention.in_proj_bias), attention.out_proj
             return TrainedAttention.apply(hidden, *into, out.weight, out.bias, sight, H, *bits, masks)
@@ -118,13 +124,6 @@ class Block(nn.TransformerEncoderLayer):
             return TrainedFeedForward.apply(hidden, *weights, sight.lengths, is_gelu, *bits, masks)
         inner = masks.drop(self.activation(applied(self.linear1, hidden)))
         return masks.drop(applied(self.linear2, inner))
-
-
-def score_columns(T: int) -> int:
-    """Columns of the scores of a head, as the loops lay them out: T, filled up to whole registers."""
-    from skiprec.block_kernels import whole_registers
-
-    return whole_registers(T)
 
 
 class Attention(torch.autograd.Function):
@@ -198,21 +197,18 @@ class TrainedAttention(torch.autograd.Function):
         masks: "DropoutMasks",
     ) -> Float[Tensor, "B T D"]:
         """What is added to the block's input. At padding it is 0."""
-        from skiprec.block_kernels import attend
+        from skiprec.block_kernels import attend, score_columns
         from skiprec.row_kernels import over_rows
 
         (B, T, D), x = x.shape, x.contiguous()
-        ctx.lengths, ctx.n_heads, ctx.dropout = (
-            sight.lengths,
-            n_heads,
-            (score_bits, bits, masks.threshold, masks.factor),
-        )
+        ctx.lengths, ctx.n_heads = sight.lengths, n_heads
+        ctx.dropout = score_bits, bits, masks.threshold, masks.factor
         projected, mixed, out = x.new_empty(B, T, 3 * D), torch.empty_like(x), torch.empty_like(x)
         shares = x.new_empty(B, T, n_heads * score_columns(T))
         weights = weight_in.t().contiguous(), bias_in, weight_out.t().contiguous(), bias_out
         given = x, ctx.lengths, sight.is_causal, n_heads, *weights, *ctx.dropout
         over_rows(attend, B, *given, projected, shares, mixed, out, worth_a_thread=1)
-        ctx.save_for_backward(x, weight_in, weight_out, projected, shares, mixed)
+        ctx.save_for_backward(x, weight_in.contiguous(), weight_out.contiguous(), projected, shares, mixed)
         return out
 
     @staticmethod
@@ -257,7 +253,7 @@ class TrainedFeedForward(torch.autograd.Function):
         weights = weight1.t().contiguous(), bias1, weight2.t().contiguous(), bias2
         given = x, lengths, is_gelu, *weights, inner_bits, *ctx.dropout
         over_rows(feed_forward, len(x), *given, inner, slopes, out, worth_a_thread=1)
-        ctx.save_for_backward(x, weight1, weight2, inner, slopes)
+        ctx.save_for_backward(x, weight1.contiguous(), weight2.contiguous(), inner, slopes)
         return out
 
     @staticmethod

@@ -40,7 +40,8 @@ def applied(layer: nn.Linear, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*ro
 
 
 class Linear(torch.autograd.Function):
-    """A linear layer whose three products are oneDNN's."""
+    """A linear layer whose products are oneDNN's, but for that of the weight's gradient: for that one both libraries
+    first copy a matrix by columns."""
 
     @staticmethod
     def forward(
@@ -82,7 +83,6 @@ def summed_products(a: Float[Tensor, "N O"], b: Float[Tensor, "N I"]) -> Float[T
     from skiprec.block_kernels import sum_products
     from skiprec.row_kernels import over_rows
 
-    # Either library copies a first, by columns.
     out = a.new_empty(a.shape[1], b.shape[1])
     over_rows(sum_products, len(out), a.contiguous(), b.contiguous(), out, worth_a_thread=1)
     return out
@@ -101,7 +101,7 @@ def has_onednn(x: Tensor) -> bool:
 
 @contextlib.contextmanager
 def without_onednn() -> Iterator[None]:
-    """All products are MKL's meanwhile, as those of an exported program: to tell its mistakes from another rounding."""
+    """All layers are MKL's meanwhile, as those of an exported program: to tell its mistakes from another rounding."""
     before = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = False
     try:

@@ -41,8 +41,8 @@ FUSED = ("contract",)
 def tile_of(n_rows: int, n_vectors: int) -> Any:
     """Makes the loop over one tile, with as many rows and registers a row as are said.
 
-    Compiled code alone calls it, as add_tile(a, b, c, row, column, start, stop, adds): c[row:, column:] is what it was,
-    or 0 if it adds nothing, plus the products of a and b in terms start to stop. Beyond the last row of c the last one
+    Compiled code alone calls it, as add_tile(a, b, c, row, column, start, stop, adds): c[row:, column:] is the sum of
+    the products of a and b in terms start to stop, and of what it was if it adds. Beyond the last row of c the last one
     is taken again; columns beyond the last are neither read nor written.
     """
 
@@ -62,14 +62,8 @@ def tile_of(n_rows: int, n_vectors: int) -> Any:
             masks = [lanes_below(builder, builder.sub(c.n_columns, place)) for place in places]
             sums = [[cgutils.alloca_once(builder, VECTOR) for _ in places] for _ in rows]
 
-            with builder.if_else(adds) as (later, first):
-                with first:
-                    for total in itertools.chain(*sums):
-                        builder.store(VECTOR(None), total)
-                with later:
-                    for r, totals in zip(rows, sums, strict=True):
-                        for place, mask, total in zip(places, masks, totals, strict=True):
-                            builder.store(c.load(r, place, mask), total)
+            for total in itertools.chain(*sums):
+                builder.store(VECTOR(None), total)
             with cgutils.for_range_slice(builder, start, stop, INT(1)) as (k, _):
                 vectors = [b.load(k, place, mask) for place, mask in zip(places, masks, strict=True)]
                 for r, totals in zip(rows, sums, strict=True):
@@ -77,6 +71,13 @@ def tile_of(n_rows: int, n_vectors: int) -> Any:
                     for vector, total in zip(vectors, totals, strict=True):
                         product = builder.fmul(number, vector, flags=FUSED)
                         builder.store(builder.fadd(builder.load(total), product, flags=FUSED), total)
+            # What was there is added last: sums of SUMMED_AT_ONCE terms each, as one long chain would lose digits. Read
+            # before anything is written, as the last row may be there twice.
+            with builder.if_then(adds):
+                for r, totals in zip(rows, sums, strict=True):
+                    for place, mask, total in zip(places, masks, totals, strict=True):
+                        before = c.load(r, place, mask)
+                        builder.store(builder.fadd(before, builder.load(total)), total)
             for r, totals in zip(rows, sums, strict=True):
                 for place, mask, total in zip(places, masks, totals, strict=True):
                     c.store(builder.load(total), r, place, mask)
@@ -144,10 +145,15 @@ def multiply(
 ) -> None:
     """Compiled code alone: c = a @ b, or c += a @ b if it adds.
 
-    Each row of b and c lies without gaps; c shares no memory with the others. Each number is summed in the order of its
-    terms, whatever the tiles: it depends on no shape but K.
+    c shares no memory with the others. Each number is summed in the order of its terms, whatever the tiles: it depends
+    on no shape but K.
+
+    Raises:
+        ValueError: If a row of b or c has gaps.
     """
     R, K, C = a.shape[0], a.shape[1], b.shape[1]
+    if R > 0 and K > 0 and C > 1 and (b.strides[1] != b.itemsize or c.strides[1] != c.itemsize):
+        raise ValueError("a row has gaps, expected one whose numbers lie beside each other")
     if K == 0 and not adds:
         c[:] = 0
     for start in range(0, K, SUMMED_AT_ONCE):

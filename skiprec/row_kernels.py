@@ -6,6 +6,7 @@ these are tested against; and in `seeds.py`, whose random bits are NumPy's there
 
 import ctypes
 import functools
+import hashlib
 import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -30,6 +31,8 @@ GRADIENTS_AHEAD = 12
 """The same of gradients, which are a third as long as rows with their moments."""
 LINE_BYTES = 64
 """Of a cache."""
+CALLED = ("row_kernels.py", "products.py")
+"""Files with functions that loops of other files call."""
 IS_EXPORTED = (Path(__file__).parents[2] / "MLmodel").exists()
 """Whether this is the copy that an exported model carries."""
 
@@ -39,15 +42,27 @@ def compiled(function: Callable[..., None], **options: Any) -> Callable[..., Non
 
     Not beside an exported model's own copy: the model stays as it is, and Numba would unpickle what it finds there.
 
+    What a loop calls is compiled into it, and Numba looks at the date of the loop's own file alone: so the name of the
+    code has a digest of the files that others call.
+
     Arrays are indexed one by one: loops over what was unpacked from an array are not vectorised (Numba 0.68), and take
     three times as long.
     """
     # Unwrapped: a test run checks the shapes of every function by a wrapper, which Numba cannot compile.
     function = inspect.unwrap(function)
+    function.__qualname__ += f"-{digest_of_called()}"
     try:
         return numba.njit(nogil=True, error_model="numpy", cache=not IS_EXPORTED, **options)(function)
     except RuntimeError:  # there is no folder that can be written, as in a container: compile in every process
         return numba.njit(nogil=True, error_model="numpy", **options)(function)
+
+
+@functools.cache
+def digest_of_called() -> str:
+    """Of the files whose functions are compiled into loops of others."""
+    folder = Path(__file__).parent
+    paths = [path for name in CALLED if (path := folder / name).exists()]  # an exported model has not all
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
 
 
 @intrinsic
@@ -306,6 +321,10 @@ def in_threads(work: Callable[[int], None], parts: int) -> None:
 
     By the threads of torch's own operations where they are OpenMP's: those wait busily for a while for what comes next,
     and threads beside them would wait as long for a core.
+
+    Raises:
+        KeyboardInterrupt: Also where a signal's handler raised something else just as a thread came in: Python prints
+            that and goes on.
     """
     team = openmp()
     if team is None:
@@ -332,7 +351,7 @@ def in_threads(work: Callable[[int], None], parts: int) -> None:
     team.parallel(TEAM_WORK(share), None, parts, 0)
     if errors:
         raise errors[0]
-    if len(done) < parts:  # Ctrl-C as a thread came in: Python has said so, and let go on
+    if len(done) < parts:
         raise KeyboardInterrupt
 
 

@@ -1,8 +1,9 @@
-"""Sampled softmax and its gradient in one pass, in chunks that stay in a core's cache.
+"""Sampled softmax and its gradient in one pass, a few sessions at a time.
 
 `losses.sampled_softmax_nll` says what is computed, and is what this is tested against. Autograd would keep the
 (B, P, N) scores of the negatives for the backward pass, and read and write them from main memory some ten times; here a
-few sessions' scores are made, turned into the gradient's factors and used up before the next sessions' are.
+few sessions' scores are made, turned into the gradient's factors and used up before the next sessions' are: on the CPU
+by the loops of `softmax_kernels`, and by torch's operations on other devices, in float64, and with the whole catalogue.
 """
 
 from typing import Any
@@ -58,9 +59,11 @@ class SampledSoftmax(torch.autograd.Function):
         total = position_weight.sum()
         weight = position_weight / torch.where(total > 0, total, 1)  # (B, P): the mean's
         ctx.gradients = torch.empty_like(predicted), torch.empty_like(target)
-        by = by_loops if own is None and has_loops(negatives, negatives_gradient) else by_chunks
-        into = *ctx.gradients, negatives_gradient
-        loss = by(predicted, target, negatives, weight, negative_mask, own, scale, into)
+        given, into = (predicted, target, negatives, weight, negative_mask), (*ctx.gradients, negatives_gradient)
+        if own is None and has_loops(negatives, negatives_gradient):
+            loss = by_loops(*given, scale, into)
+        else:
+            loss = by_chunks(*given, own, scale, into)
         ctx.mark_non_differentiable(loss)
         return loss * scale, loss
 
@@ -83,11 +86,13 @@ def by_loops(
     negatives: Float[Tensor, "draws N D"],
     weight: Float[Tensor, "B P"],
     negative_mask: Bool[Tensor, "B N"] | None,
-    own: None,
     scale: Float[Tensor, ""],
     into: tuple[Tensor, Tensor, Tensor],
 ) -> Float[Tensor, ""]:
-    """The weighted loss of a batch, with its scores in a core's cache throughout; as `by_chunks`."""
+    """The weighted loss of a batch, with its scores in a core's cache throughout. Arguments are those of `by_chunks`.
+
+    The gradient of shared negatives is summed by thread, so it depends on how many there are.
+    """
     from skiprec.row_kernels import over_rows
     from skiprec.softmax_kernels import session_softmax, shared_softmax
 

@@ -11,8 +11,8 @@ from torch.autograd import gradcheck
 
 import skiprec.encoder_block
 import skiprec.row_kernels
-from skiprec.block_kernels import gelu
-from skiprec.encoder_block import Attention, Block, DropoutMasks, Sight, random_words, score_columns
+from skiprec.block_kernels import gelu, score_columns
+from skiprec.encoder_block import Attention, Block, DropoutMasks, Sight, random_words
 from skiprec.seeds import counter_bits
 
 LENGTHS = torch.tensor([6, 3, 1])
@@ -351,6 +351,75 @@ def test_padding_counts_for_nothing_in_a_trained_block(norm):
         (output * pull).sum().backward()
         results.append([output * real, given.grad, *(p.grad for p in block.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_session_without_positions_counts_for_nothing_and_one_that_is_too_long_is_cut():
+    block = block_of(16, 2, 12, 0.0, "gelu", "pre")
+    torch.manual_seed(1)
+    x, results = torch.randn(3, 5, 16), []
+    for rows, lengths in (([0, 1, 2], [5, 0, 9]), ([0, 2], [5, 5])):
+        block.zero_grad()
+        given = x[rows].requires_grad_()
+        nothing = DropoutMasks(0.0, 0, x.device, x.dtype)
+        output = block(given, Sight(torch.tensor(lengths), True), nothing)
+        output[[0, -1]].sum().backward()
+        results.append([output[[0, -1]], given.grad[[0, -1]], *(p.grad for p in block.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("transposed", ["input", "weights"])
+def test_a_trained_block_takes_what_lies_otherwise_in_memory(transposed):
+    results = []
+    for is_transposed in (False, True):
+        block = block_of(16, 2, 16, 0.0, "gelu", "pre")
+        torch.manual_seed(1)
+        x = torch.randn(3, 16, 5).transpose(1, 2)
+        pull = torch.randn(3, 16, 5).transpose(1, 2)
+        if not is_transposed:
+            x = x.contiguous()
+        if is_transposed and transposed == "weights":
+            for weight in (block.self_attn.in_proj_weight, block.self_attn.out_proj.weight, block.linear2.weight):
+                weight.data = weight.data.t().contiguous().t()
+        sight, masks = Sight(torch.tensor([5, 2, 3]), True), DropoutMasks(0.0, 0, x.device, x.dtype)
+        given = x.requires_grad_()
+        output = block._attend(given, sight, masks) + block._feed_forward(given, sight, masks)
+        (output * pull).sum().backward()
+        results.append([output, given.grad, *(p.grad for p in block.parameters() if p.grad is not None)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_of_hundreds_are_attended_to():
+    """The exponential of the largest alone would be more than a float32 can be."""
+    block = block_of(16, 2, 12, 0.0, "gelu", "pre")
+    x, sight = 60 * torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(1)), Sight(torch.tensor([6, 4]), True)
+    by_loops = block._attend(x, sight, DropoutMasks(0.0, 0, x.device, x.dtype))
+    by_torch = block.eval()._attend(x, sight, DropoutMasks(0.0, 0, x.device, x.dtype))
+    real = (torch.arange(6) < sight.lengths[:, None])[..., None]
+    torch.testing.assert_close(by_loops * real, by_torch * real, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["input", "linear1", "in_proj_weight"])
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("rate", [0.0, 0.9])
+def test_what_is_not_finite_shows(value, where, activation, rate):
+    """At every later position of its session, or at all of them: nothing that is dropped or below 0 hides it."""
+    block = block_of(16, 2, 12, rate, activation, "pre")
+    torch.manual_seed(1)
+    x = torch.randn(2, 6, 16)
+    if where == "input":
+        x[0, 1] = value
+    with torch.no_grad():
+        block.linear1.weight[:] += value if where == "linear1" else 0
+        block.self_attn.in_proj_weight[:] += value if where == "in_proj_weight" else 0
+    masks = DropoutMasks(rate, block.factors(x), x.device, x.dtype)
+    output = block(x, Sight(torch.tensor([6, 6]), True), masks)
+    assert not output[0, 1:].isfinite().any(1).all()
+    assert not output[0, 1].isfinite().all()
+    if where == "input":
+        assert output[1].isfinite().all()
 
 
 def test_a_trained_block_is_the_same_with_any_number_of_threads():

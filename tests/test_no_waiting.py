@@ -9,11 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-import skiprec.model
-import skiprec.negatives
-import skiprec.optimizer
-import skiprec.touched_rows
-import skiprec.trainer
+from skiprec import encoder_block, negatives, optimizer, sampled_softmax, touched_rows, trainer
 from skiprec.batches import Batch
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.negatives import SCOPES
@@ -60,7 +56,7 @@ def one_step(architecture: str, mode: str, scope: str, alpha: float) -> None:
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    for module in (skiprec.model, skiprec.negatives, skiprec.optimizer, skiprec.touched_rows, skiprec.trainer):
+    for module in (encoder_block, negatives, optimizer, sampled_softmax, touched_rows, trainer):
         monkeypatch.setattr(module, "has_kernels", lambda device: False)
 
 
@@ -79,6 +75,6 @@ def test_a_step_asks_for_no_value(architecture, mode, scope, alpha):
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_step_that_did_would_be_seen(monkeypatch):
-    monkeypatch.setattr(skiprec.trainer, "has_kernels", lambda device: True)
+    monkeypatch.setattr(trainer, "has_kernels", lambda device: True)
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         one_step("unidirectional", "session", "session", 0.0)

@@ -61,6 +61,21 @@ def test_a_number_depends_on_no_other_row_or_column():
         np.testing.assert_array_equal(part, whole[rows, columns])
 
 
+def test_long_sums_lose_few_digits():
+    """A chain of 160,000 terms of one sign would be 3e-5 off; their blocks are summed apart."""
+    a, b = abs(draws(3, 160_000)), abs(draws(160_000, 5, seed=2))
+    c = np.empty((3, 5), np.float32)
+    multiply(a, b, c)
+    np.testing.assert_allclose(c, a.astype(float) @ b, rtol=5e-6)
+
+
+def test_rows_with_gaps_are_refused():
+    a, b, c = draws(3, 4), draws(4, 5), np.empty((3, 5), np.float32)
+    for wrong in ((a, np.asfortranarray(b), c), (a, b, np.asfortranarray(c))):
+        with pytest.raises(ValueError, match="gaps"):
+            multiply(*wrong)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_shows_in_its_row_and_column_alone(value):
     a, b, c = draws(12, 40), draws(40, 70, seed=2), np.empty((12, 70), np.float32)

@@ -150,8 +150,10 @@ def test_a_compiled_loop_does_its_own_rows_alone():
 
 WITHIN = """
 import torch
+from skiprec.encoder_block import Block, DropoutMasks, Sight
 from skiprec.optimizer import DeferredAdam
 from skiprec.row_kernels import ROWS_WORTH_A_THREAD
+from skiprec.sampled_softmax import SampledSoftmax
 from skiprec.touched_rows import dense_gradient, group_ids, squared_norm, TouchedRows
 torch.set_num_threads(2)
 for n in (1, 5, 3 * ROWS_WORTH_A_THREAD):
@@ -165,6 +167,15 @@ for n in (1, 5, 3 * ROWS_WORTH_A_THREAD):
     optimizer.step(groups=groups)
     optimizer.read(table, ids, gradients)
     optimizer.flush()
+for lengths in ([4, 9, 0, -3], [1]):
+    block, hidden = Block(16, 2, 12, 0.3, batch_first=True), torch.randn(len(lengths), 4, 16)
+    masks = DropoutMasks(0.3, block.factors(hidden), hidden.device, hidden.dtype)
+    block(hidden, Sight(torch.tensor(lengths), True), masks).sum().backward()
+for draws in (5, 1):
+    predicted, target = torch.randn(2, 5, 70, 16, requires_grad=True).unbind(0)
+    negatives = torch.randn(draws, 13, 16)
+    weight = torch.rand(5, 70)
+    SampledSoftmax.apply(predicted, target, negatives, negatives, weight, None, None, torch.ones(()))
 print("within")
 """
 

@@ -1,5 +1,6 @@
 """The fused sampled softmax against the plain one and autograd: its value, and all its gradients."""
 
+import itertools
 from dataclasses import dataclass, replace
 from math import exp, log
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
+import skiprec.row_kernels
 import skiprec.sampled_softmax
 from skiprec.losses import sampled_softmax_nll
 from skiprec.sampled_softmax import SampledSoftmax
@@ -454,3 +456,64 @@ def test_predictions_and_targets_follow_what_is_made_of_the_loss():
         gradients.append([leaf.grad for leaf in leaves])
     for one, other in zip(*gradients, strict=True):
         assert torch.allclose(-5 * one, other, rtol=1e-14)
+
+
+@shared_or_not
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("in_place", [False, True], ids=["aside", "in the negatives' own memory"])
+def test_the_loops_of_the_cpu_are_the_plain_loss(shared, threads, in_place, float32_loops):
+    """Of every size of a tile and beside it, with weights that differ, sessions without any, and masks."""
+    torch.set_num_threads(threads)
+    g = torch.Generator().manual_seed(threads)
+    for b, p, n, d in itertools.product([2, 5], [1, 20, 65, 130], [1, 7, 8, 9, 50], [1, 5, 128]):
+        predicted, target = torch.randn(2, b, p, d, generator=g)
+        negatives = torch.randn(1 if shared else b, n, d, generator=g)
+        weight = torch.rand(b, p, generator=g) * (torch.rand(b, p, generator=g) < 0.7)
+        weight[1] = 0
+        mask = torch.rand(b, n, generator=g) < 0.6 if p != 20 else None
+        leaves = [x.clone().requires_grad_() for x in (predicted, target)]
+        given = negatives.clone()
+        filled = given if in_place else torch.full_like(given, torch.nan)
+        loss, nll = SampledSoftmax.apply(*leaves, given, filled, weight, mask, None, torch.tensor(0.7))
+        loss.backward()
+        expected = plain(Case(predicted, target, negatives, weight > 0, mask, 0.7, weight))
+        for ours, theirs in zip((nll, *(x.grad for x in leaves), filled), expected.all()[1:], strict=True):
+            # Products of 128 random numbers are some tens, and their rounding shows in small shares.
+            torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-4 * max(0.05, theirs.abs().max().item()))
+    assert set(float32_loops) == {"shared_softmax" if shared else "session_softmax"}
+
+
+@shared_or_not
+def test_what_the_loops_do_not_know_goes_without_them(shared, float32_loops):
+    """Own targets among the negatives, rows that have gaps, float64."""
+    g = torch.Generator().manual_seed(1)
+    c = case(shared=True, n=9, masked=False, dtype=torch.float32)
+    own = torch.randint(9, (B, P), generator=g)
+    agree(fused(replace(c, own=own)), fused(replace(c, own=own, **doubled(c))), atol=1e-5)
+    gaps = torch.randn(1 if shared else B, N, 2 * D, generator=g)[..., ::2]
+    for negatives, filled in ((gaps, torch.empty_like(gaps.contiguous())), (gaps.contiguous(), torch.empty_like(gaps))):
+        c = replace(case(shared=shared, masked=False, dtype=torch.float32), negatives=negatives)
+        if filled.is_contiguous() is negatives.is_contiguous():
+            filled = torch.empty(*gaps.shape[:2], 2 * D)[..., ::2]
+        SampledSoftmax.apply(c.predicted, c.target, negatives, filled, c.position_weight, None, None, torch.ones(()))
+        assert torch.allclose(filled.double(), plain(c).by_negatives, atol=1e-5)
+    fused(case(shared=shared))
+    assert float32_loops == []
+
+
+def doubled(c: Case) -> dict[str, Tensor]:
+    """The same numbers in float64."""
+    return {name: getattr(c, name).double() for name in ("predicted", "target", "negatives")}
+
+
+@pytest.fixture
+def float32_loops(monkeypatch):
+    """Which loops were called; threads are as before afterwards."""
+    called, real = [], skiprec.row_kernels.over_rows
+    monkeypatch.setattr(
+        skiprec.row_kernels,
+        "over_rows",
+        lambda kernel, *rest, **options: called.append(kernel.__name__) or real(kernel, *rest, **options),
+    )
+    yield called
+    torch.set_num_threads(1)
