@@ -448,6 +448,11 @@ def test_what_is_not_trained_is_torchs(why, loops):
     assert loops == []
 
 
+def test_what_is_dropped_does_not_depend_on_the_width_of_registers():
+    """Each score has bits of its own, in rows of a multiple of 16: what registers of 16, 8 and 4 numbers all divide."""
+    assert [score_columns(T) for T in (1, 16, 17, 33)] == [16, 16, 32, 48]
+
+
 def test_gelu_of_the_loops_is_torchs_and_its_slope_is_autograds():
     x = torch.linspace(-12, 12, 4001, dtype=torch.float64, requires_grad=True)
     F.gelu(x).sum().backward()

@@ -2,8 +2,10 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import skiprec.products
 from skiprec.products import LANES, SUMMED_AT_ONCE, TILE_COLUMNS, TILE_ROWS, multiply
 
 
@@ -96,11 +99,14 @@ def test_without_rows_columns_or_terms():
 ELSEWHERE = """
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import llvmlite.binding as llvm
 import numpy as np
+import skiprec.products
 from skiprec.products import LANES, multiply
 draw = np.random.default_rng(1).normal
 for R, K, C in ((1, 1, 1), (7, 130, 5), (13, 20, 16), (31, 40, 70), (12, 300, 33)):
@@ -123,3 +129,23 @@ def test_registers_of_other_machines(name, features, lanes, tmp_path):
     command = [sys.executable, "-c", ELSEWHERE]
     done = subprocess.run(command, env=os.environ | other, capture_output=True, text=True, timeout=300)
     assert done.stdout == f"{lanes}\n", done.stderr
+
+
+def test_a_change_here_is_compiled_into_what_calls_it(tmp_path):
+    """Numba keeps compiled loops, and looks at the date of a loop's own file alone."""
+    shutil.copytree(Path(skiprec.products.__file__).parent, tmp_path / "skiprec", ignore=lambda *_: ["__pycache__"])
+    code = """
+import numpy as np
+from skiprec.block_kernels import sum_products
+out = np.empty((1, 1), np.float32)
+sum_products(np.full((2, 1), 3, np.float32), np.full((2, 1), 5, np.float32), out, 0, 1)
+print(int(out[0, 0]))
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    printed = []
+    for change in (("", ""), ("builder.fmul(number, vector", "builder.fadd(number, vector")):
+        path = tmp_path / "skiprec" / "products.py"
+        path.write_text(path.read_text().replace(*change))
+        command = [sys.executable, "-c", code]
+        printed.append(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300).stdout)
+    assert printed == ["30\n", "16\n"]
