@@ -132,7 +132,8 @@ def test_registers_of_other_machines(name, features, lanes, tmp_path):
 
 
 def test_a_change_here_is_compiled_into_what_calls_it(tmp_path):
-    """Numba keeps compiled loops, and looks at the date of a loop's own file alone."""
+    """Numba keeps compiled loops, and looks at the date of a loop's own file alone. (The change has another length, as
+    Python itself looks at that and at whole seconds.)"""
     shutil.copytree(Path(skiprec.products.__file__).parent, tmp_path / "skiprec", ignore=lambda *_: ["__pycache__"])
     code = """
 import numpy as np
@@ -143,7 +144,7 @@ print(int(out[0, 0]))
 """
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     printed = []
-    for change in (("", ""), ("builder.fmul(number, vector", "builder.fadd(number, vector")):
+    for change in (("", ""), ("builder.fmul(number, vector, ", "builder.fadd(  number, vector, ")):
         path = tmp_path / "skiprec" / "products.py"
         path.write_text(path.read_text().replace(*change))
         command = [sys.executable, "-c", code]
