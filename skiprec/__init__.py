@@ -1,14 +1,8 @@
 """skiprec: next-track recommendation that learns from skips. Public names load when they are first used."""
 
 import importlib
-import os
 
 __version__ = "0.3.0"
-
-# Read by PyTorch's OpenMP (GNU's) when it is loaded. Its threads wait busily after each operation, by default for some
-# 5 ms, and meanwhile take a core from the loops of `row_kernels`; with a wait of .3 ms a step is a tenth shorter.
-if "OMP_WAIT_POLICY" not in os.environ:  # which says the same in general, and is the user's
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 _HOMES = {
     "Dataset": "dataset",
