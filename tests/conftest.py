@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import signal
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,14 @@ hypothesis.settings.load_profile("shared")
 def one_thread():
     """Sums are split by thread, so the last digits depend on how many there are."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def places_of_modules():
+    """MLflow adds the code of a model that it loads, where processes that other files' tests start would find it."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture(scope="session")

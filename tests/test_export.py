@@ -45,16 +45,6 @@ KINDS = {
     "bi_told": {"architecture": "bidirectional", "skip_input": True, "positions": "from_start", "norm": "post"},
 }
 ASKED = 1000
-
-
-@pytest.fixture(autouse=True)
-def modules_as_before():
-    """MLflow leaves a loaded model's code among the places of modules, where other tests' processes would find it."""
-    before = list(sys.path)
-    yield
-    sys.path[:] = before
-
-
 FUZZED = int(os.environ.get("SKIPREC_FUZZED", "300"))
 
 
