@@ -4,22 +4,17 @@ What they compute is in `encoder_block.py`, whose torch forms run on other devic
 against. Only a session's real positions are worked on; what is made of padding is 0.
 """
 
-import functools
-
 import numpy as np
 from jaxtyping import Float32, Int16, Int64
 
 from skiprec.products import multiply
-from skiprec.row_kernels import compiled, exponential, prefetch
+from skiprec.row_kernels import compiled, exponential, fused, prefetch
 
 # B sessions in the batch, T positions, D embedding width, H heads, F hidden width of the feed-forward part. W is T,
 # filled up to whole registers: the scores of all heads, key by key, have HW columns, one for each head and query.
 
 ALIGNED = 16
 """W is a multiple of it: of what the widest register holds, as what is dropped must not depend on the machine."""
-
-# Fused products and sums, as in `products.py`.
-fused = functools.partial(compiled, fastmath={"contract"})
 
 
 def score_columns(T: int) -> int:
@@ -120,7 +115,7 @@ def attend(
             for h in range(n_heads):
                 bias[s, h * W : h * W + s] = -np.inf
     for b in range(start, stop):
-        n = n_real(lengths, b, x.shape[1])
+        n = n_real(lengths, b, T)
         mixed[b][n:] = 0
         out[b][n:] = 0
         project, share, mix = projected[b][:n], shares[b][:n], mixed[b][:n]
@@ -190,7 +185,7 @@ def attend_backward(
     dropped, by_share = np.empty((T, n_heads * W), np.float32), np.empty((T, n_heads * W), np.float32)
     total = np.empty(n_heads * W, np.float32)
     for b in range(start, stop):
-        n = n_real(lengths, b, gradient.shape[1])
+        n = n_real(lengths, b, T)
         by_projected[b][n:] = 0
         by_out[b][n:] = 0
         by_x[b][n:] = 0
@@ -268,8 +263,9 @@ def feed_forward(
 
     Filled are the hidden numbers, their slopes by the sums that they are made of, both after dropout, and the result.
     """
+    T = x.shape[1]
     for b in range(start, stop):
-        n = n_real(lengths, b, x.shape[1])
+        n = n_real(lengths, b, T)
         inner[b][n:] = 0
         out[b][n:] = 0
         hidden, slope = inner[b][:n], slopes[b][:n]
@@ -311,8 +307,9 @@ def feed_forward_backward(
 
     Filled are the gradients of the hidden sums, of the result before its dropout, and of x.
     """
+    T = gradient.shape[1]
     for b in range(start, stop):
-        n = n_real(lengths, b, gradient.shape[1])
+        n = n_real(lengths, b, T)
         by_inner[b][n:] = 0
         by_out[b][n:] = 0
         by_x[b][n:] = 0

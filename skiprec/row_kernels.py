@@ -103,7 +103,11 @@ def two_to(context: Any, shifted: Any) -> tuple[Any, Any]:
     return types.float32(types.float32), generate
 
 
-@functools.partial(compiled, fastmath={"contract"})
+# A product and the sum that it goes into may be rounded once, as in `products.py`.
+fused = functools.partial(compiled, fastmath={"contract"})
+
+
+@fused
 def exponential(x: float) -> float:
     """Compiled code alone: e to the x, for x from -87 to 88 and to 3e-7 of it; 0 for less than -87.
 

@@ -4,13 +4,11 @@
 these loops are tested against.
 """
 
-import functools
-
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from skiprec.products import LANES, multiply
-from skiprec.row_kernels import compiled, exponential
+from skiprec.row_kernels import exponential, fused
 
 # B sessions in the batch, P positions, D embedding width, N negatives a draw.
 
@@ -18,9 +16,6 @@ POSITIONS = 64
 """Of different sessions, taken together where all have the same negatives: whole tiles of products."""
 TOGETHER = 8
 """Negatives whose scores a loop takes side by side: for one alone it would be too short to be vectorised."""
-
-# Fused products and sums, as in `products.py`.
-fused = functools.partial(compiled, fastmath={"contract"})
 
 
 @fused
