@@ -4,12 +4,12 @@ On the CPU the parts are trained by the loops of `block_kernels`; elsewhere, and
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Int16
+from jaxtyping import Float, Int, Int16
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -28,20 +28,20 @@ class Sight:
 
     lengths: Int[Tensor, " B"]
     is_causal: bool
-
-    def hidden(self, T: int) -> Bool[Tensor, "_ _ T"]:
-        """True where the position of the second axis may not look at that of the third."""
-        # Padding comes last, so every row keeps a real key to look at.
-        is_hidden = (torch.arange(T, device=self.lengths.device) >= self.lengths[:, None])[:, None, :]
-        if self.is_causal:
-            is_hidden = is_hidden | torch.ones(T, T, dtype=torch.bool, device=self.lengths.device).triu(1)
-        return is_hidden
+    made: dict[tuple, Tensor] = field(default_factory=dict)
+    """Biases, each made once: all blocks ask for the same."""
 
     def bias(self, T: int, n_heads: int, dtype: torch.dtype) -> Float[Tensor, "BH T T"]:
         """Added to the attention scores of each session and head: -inf where it may not look."""
-        hidden = self.hidden(T)[:, None]
-        bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
-        return bias.expand(-1, n_heads, T, T).reshape(-1, T, T)
+        if (T, n_heads, dtype) not in self.made:
+            device = self.lengths.device
+            # Padding comes last, so every row keeps a real key to look at.
+            hidden = (torch.arange(T, device=device) >= self.lengths[:, None])[:, None, None, :]  # (B, 1, 1, T)
+            if self.is_causal:
+                hidden = hidden | torch.ones(T, T, dtype=torch.bool, device=device).triu(1)
+            bias = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+            self.made[T, n_heads, dtype] = bias.expand(-1, n_heads, T, T).reshape(-1, T, T)
+        return self.made[T, n_heads, dtype]
 
 
 class Block(nn.TransformerEncoderLayer):

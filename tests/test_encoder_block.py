@@ -240,7 +240,10 @@ def test_the_highest_rates_below_1_are_possible():
 def test_who_may_look_where(causal):
     """Against a mask that is made number by number."""
     expected = attention_bias(LENGTHS, 6, 2, causal=causal, padded=True)
-    assert torch.equal(Sight(LENGTHS, causal).bias(6, 2, torch.float64), expected)
+    sight = Sight(LENGTHS, causal)
+    assert torch.equal(sight.bias(6, 2, torch.float64), expected)
+    assert sight.bias(6, 2, torch.float64) is sight.bias(6, 2, torch.float64)
+    assert torch.equal(sight.bias(6, 1, torch.float32), expected[::2].float())
 
 
 @pytest.fixture
