@@ -10,6 +10,8 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from study.stopping import pause
+
 PATIENCE_SECONDS = 600.0
 """How long an outage may take before it is an error."""
 LONGEST_PAUSE_SECONDS = 5.0
@@ -29,7 +31,7 @@ def patiently(
     again: Callable[[], Any] | None = None,
     patience: float = PATIENCE_SECONDS,
     clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] = pause,
 ) -> Any:
     """Call until there is no outage.
 

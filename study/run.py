@@ -4,14 +4,12 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -35,13 +33,8 @@ from study.queue import FIRST_AGAIN, Cell, Progress, planned_cells, refill, stag
 from study.reaper import end_dead, worker_name
 from study.sending import Refused, Unreachable
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
-from study.storage import (
-    Places,
-    open_storage,
-    open_study,
-    places,
-    refuse_other_version,
-)
+from study.stopping import remembered
+from study.storage import Places, open_storage, open_study, places, refuse_other_version
 from study.sync import register, sync
 from study.tracking import STUDY_ERRORS, end_study, git_commit, home_of, open_tracker, reopen_run, study_errors
 from study.tracking import make_schema as make_tracking_schema
@@ -333,30 +326,6 @@ def cell_dim(study: optuna.Study, cell: Cell) -> int:
     return int(value["high"]) if isinstance(value, dict) else max(value) if isinstance(value, list) else value
 
 
-@contextmanager
-def stop_told() -> Iterator[Callable[[], bool]]:
-    """Have SIGTERM and SIGINT raise KeyboardInterrupt, and remember that they did.
-
-    Python swallows what is raised while it cleans up after an object (a weak reference's callback): an exception alone
-    would now and then be lost, and the study go on.
-
-    Yields:
-        What says whether there was one.
-    """
-    told = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        told.append(number)
-        raise KeyboardInterrupt
-
-    earlier = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(told)
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-
-
 def supervise(where: Places, study: optuna.Study, workers: int, device: str, show_progress: bool) -> None:
     """Start the workers, show how far they are, replace those that die, and see them end.
 
@@ -370,10 +339,10 @@ def supervise(where: Places, study: optuna.Study, workers: int, device: str, sho
         name = worker_name(process)
         return any(t.user_attrs.get("worker") == name for t in study.get_trials(deepcopy=False))
 
-    with stop_told() as is_told:
+    with remembered():
         crew = Crew(where, study.study_name, device, workers, on_death)
         try:
-            watch(study, crew, show_progress, should_stop=is_told)
+            watch(study, crew, show_progress)
         except KeyboardInterrupt:
             print("stopping: workers give their cells back at the last epoch's end", file=sys.stderr)
             raise

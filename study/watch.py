@@ -13,6 +13,7 @@ from tqdm import tqdm
 from study.crew import Crew
 from study.estimate import CELLS_FOR_FIRST, duration, seconds_at_work, seconds_left
 from study.queue import Progress, planned_cells, progress
+from study.stopping import pause
 
 POLL_SECONDS = 0.5
 LOOK_SHARE = 0.05
@@ -23,13 +24,11 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cells [{elapsed}{po
 """Without tqdm's own guess of the time left, which takes all cells for alike."""
 
 
-def watch(
-    study: optuna.Study, crew: Crew, show_progress: bool, *, should_stop: Callable[[], bool] = lambda: False
-) -> None:
+def watch(study: optuna.Study, crew: Crew, show_progress: bool) -> None:
     """Show how far a study is until every worker has ended, and keep the estimate made after its first cells.
 
     Raises:
-        KeyboardInterrupt: If it should stop.
+        KeyboardInterrupt: If it was told to stop; see `stopping`.
     """
     about, cells = study.user_attrs, planned_cells(study)
     has_first = "first_estimate" in about
@@ -51,9 +50,7 @@ def watch(
                 next_look = time.monotonic() + (time.monotonic() - start) / LOOK_SHARE
             if is_over:
                 return
-            if should_stop():
-                raise KeyboardInterrupt
-            time.sleep(POLL_SECONDS)
+            pause(POLL_SECONDS)
 
 
 def words(stage: Progress, values: list[float], left: float | None) -> str:

@@ -1,7 +1,5 @@
 """What is shown while workers work, and the estimate that is kept."""
 
-import contextlib
-import signal
 import sys
 
 import pytest
@@ -9,7 +7,6 @@ from fake_study import FakeStudy
 
 from study import watch
 from study.queue import Progress
-from study.run import stop_told
 from study.watch import Lines
 
 
@@ -93,7 +90,7 @@ def test_looking_takes_a_small_share_of_the_time(fake, monkeypatch):
     monkeypatch.setattr(watch, "LOOK_SHARE", 0.05)
     monkeypatch.setattr(watch, "progress", progress)
     monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(watch.time, "sleep", lambda _: clock.__setitem__(0, clock[0] + 0.5))
+    monkeypatch.setattr(watch, "pause", lambda _: clock.__setitem__(0, clock[0] + 0.5))
     watch.watch(fake.study, Worker(*[lambda: None] * 100), show_progress=False)
     assert looks[:3] == [0.0, 21.0, 42.0]
     assert len(looks) == 4  # the last one when the worker has ended
@@ -107,19 +104,3 @@ def test_lines_are_some_seconds_apart_but_the_first_and_the_last(capsys, monkeyp
     for complete in (0, 1, 2, 2, 3):
         lines.show(Progress(3, complete, 1, 0, 0), "")
     assert capsys.readouterr().err.splitlines() == ["0 of 3 cells", "2 of 3 cells", "3 of 3 cells"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_whose_exception_is_swallowed_stops_the_watch_all_the_same(fake, number):
-    """Python does that where it comes while an object is cleaned up after. Handlers are then what they were."""
-    before = signal.getsignal(number)
-
-    def swallowed():
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.raise_signal(number)
-
-    worker = Worker(lambda: None, swallowed, *[lambda: None] * 100)
-    with pytest.raises(KeyboardInterrupt), stop_told() as is_told:
-        watch.watch(fake.study, worker, show_progress=False, should_stop=is_told)
-    assert len(worker.events) == 100
-    assert signal.getsignal(number) == before
