@@ -1,8 +1,15 @@
 """skiprec: next-track recommendation that learns from skips. Public names load when they are first used."""
 
 import importlib
+import os
 
 __version__ = "0.3.0"
+
+# Read by PyTorch's OpenMP (GNU's) when it is loaded. Its threads wait busily for each other, by default for some 5 ms;
+# where other programs want the cores, the one waited for is kept from its core meanwhile, and a step takes 30 times as
+# long. After .03 ms they let go of it.
+if "OMP_WAIT_POLICY" not in os.environ:  # which says the same in general, and is the user's
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 _HOMES = {
     "Dataset": "dataset",

@@ -5,6 +5,8 @@
 
 import os
 
+import skiprec  # noqa: F401  it has a word on how torch is loaded, and some modules here load torch first
+
 # MLflow's, read when it is imported: no look-up of a telemetry host in every process. Said in the README.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # A report reads dozens of small artifacts: a bar for each would hide what it prints.

@@ -1,6 +1,7 @@
 """What is loaded when: the library alone is light, and never knows the study's tools."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,33 @@ def test_using_the_trainer_loads_torch_and_nothing_of_the_study():
     loaded = loaded_after("import skiprec; skiprec.Trainer; skiprec.Run; skiprec.prepare_logs; skiprec.synthesize_logs")
     assert "torch" in loaded
     assert not {"optuna", "mlflow", "matplotlib"} & set(loaded)
+
+
+WATCH_TORCH = """
+import os, sys
+class Watch:
+    def find_spec(name, path=None, target=None):
+        if name == "torch":
+            print("torch after", os.environ.get("GOMP_SPINCOUNT"), flush=True)
+            os._exit(0)
+sys.meta_path.insert(0, Watch)
+"""
+
+
+@pytest.mark.parametrize("module", ["skiprec.trainer", "skiprec.cli", "study.worker", "study.objective", "study.run"])
+def test_how_long_threads_wait_is_said_before_torch_is_loaded(module):
+    """OpenMP reads it once. What the user says of it stays."""
+    said = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in said}
+    code = f"{WATCH_TORCH}\nimport {module}, torch"
+    for given, expected in (
+        ({}, "2000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "passive"}, "None"),
+    ):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment | given, capture_output=True, text=True, timeout=120)
+        assert done.stdout.split() == ["torch", "after", expected], done.stderr
 
 
 HELP = """

@@ -6,6 +6,8 @@ all sessions, and a tenth of these ask: what the answers take is taken times ten
 and of the processor, are in the row; drawing the candidates, which models need too, is apart.
 """
 
+import skiprec  # noqa: F401, I001  first of all, as the commands do: it has a word on how torch is loaded
+
 import time
 from collections.abc import Callable
 from typing import TypeVar

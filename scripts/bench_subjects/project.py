@@ -1,5 +1,7 @@
 """The project itself, through its public classes. Variants: "" is S- (alpha 0); "s-plus" adds the contrastive loss."""
 
+import skiprec  # noqa: F401, I001  first of all, as the commands do: it has a word on how torch is loaded
+
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The project's answers to requests: from the log's own ids to the best 20 new ones, encoder included."""
 
+import skiprec  # noqa: F401, I001  first of all, as the commands do: it has a word on how torch is loaded
+
 import measuring
 import torch
 from measuring import BEST, BLOCKS, DROPOUT, FEED_FORWARD, HEADS, D, T

@@ -5,6 +5,8 @@ epoch's end to the last one's, less the seconds of validation that the history n
 The same epochs are then gone through here by nothing but `trainer.step(batch, number)`. `figure` is the ratio.
 """
 
+import skiprec  # noqa: F401, I001  first of all, as the commands do: it has a word on how torch is loaded
+
 import json
 import statistics
 import subprocess
