@@ -3,6 +3,7 @@
 What a step computes is that of the same step without: the graph is made by running the step's own code once.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -15,6 +16,8 @@ from skiprec.randomness import Draws
 WARM_UP_STEPS = 3
 """Steps without a graph first: kernels are compiled in them, libraries started, optimiser states made."""
 
+_CAPTURING = threading.Lock()
+
 
 class CapturedStep:
     """Does the steps of one trainer, all of the same shape.
@@ -23,7 +26,7 @@ class CapturedStep:
 
     Args:
         device: A CUDA device.
-        draws: Started before each call; the default generators are known to every graph.
+        draws: Started before each call; all that a step draws from.
     """
 
     def __init__(self, device: torch.device, draws: Draws) -> None:
@@ -68,10 +71,13 @@ class CapturedStep:
         self.graph = torch.cuda.CUDAGraph()
         for generator in self.draws.generators.values():
             self.graph.register_generator_state(generator)
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # the graph has memory of its own; what the warm-up took is free for it
-        with torch.cuda.graph(self.graph, stream=self.stream):
-            self.result = step(self.batch)
+        # By one thread at a time: to synchronise the device, as a capture begins, would break another's. What other
+        # threads do meanwhile, such as taking memory, is no part of it and is no error of theirs.
+        with _CAPTURING:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # the graph has memory of its own; what the warm-up took is free for it
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.result = step(self.batch)
 
 
 def tensors(batch: Batch) -> list[Tensor]:

@@ -76,6 +76,22 @@ def has_kernels(device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """What this thread asks of a GPU meanwhile is done beside what others ask of it; elsewhere nothing changes.
+
+    On the default stream, which threads share, each would wait for all.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.device(device), torch.cuda.stream(stream):
+        yield
+        stream.synchronize()
+
+
+@contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Torch's operations stay in the calling thread meanwhile.
 

@@ -284,18 +284,23 @@ class DropoutMasks:
     Args:
         rate: Share that is dropped; with 0 nothing is drawn, and nothing dropped.
         n: Factors in all.
-        device: Where they are drawn, from torch's global generator.
+        device: Where they are drawn.
         dtype: Of the factors.
+        generator: What they are drawn from, on that device; torch's global one if None.
     """
 
-    def __init__(self, rate: float, n: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, rate: float, n: int, device: torch.device, dtype: torch.dtype, generator: torch.Generator | None = None
+    ) -> None:
         share = min(round(rate * 2**16), 2**16 - 1)
         self.dtype = dtype
         self.threshold = share - 2**15
         """What bits are no less than is kept."""
         self.factor = 1 / (1 - share / 2**16)
         """Of what is kept."""
-        self.left: Int16[Tensor, " L"] | None = random_words(-(-n // 4), device).view(torch.int16) if share else None
+        self.left: Int16[Tensor, " L"] | None = None
+        if share:
+            self.left = random_words(-(-n // 4), device, generator).view(torch.int16)
 
     def take_bits(self, shape: tuple[int, int, int]) -> Int16[Tensor, "B _ D"]:
         """The next bits; without any rows where nothing is dropped."""
@@ -320,13 +325,14 @@ class DropoutMasks:
         return hidden if factors is None else hidden * factors
 
 
-def random_words(n: int, device: torch.device) -> Int[Tensor, " {n}"]:
-    """64 random bits each; what they are depends on the state of torch's global generator."""
+def random_words(n: int, device: torch.device, generator: torch.Generator | None = None) -> Int[Tensor, " {n}"]:
+    """64 random bits each; what they are depends on the generator's state, torch's global one if None."""
     words = torch.empty(n, dtype=torch.int64, device=device)
     if not has_kernels(device):
-        return words.random_(-(2**63), None)
+        return words.random_(-(2**63), None, generator=generator)
     from skiprec.row_kernels import fill_bits, over_rows
 
     # One draw, and counting from there: torch's own generator gives one number after the other, on one thread.
-    over_rows(fill_bits, n, torch.randint(2**62, ()).item(), words, worth_a_thread=WORDS_WORTH_A_THREAD)
+    key = torch.randint(2**62, (), generator=generator).item()
+    over_rows(fill_bits, n, key, words, worth_a_thread=WORDS_WORTH_A_THREAD)
     return words

@@ -124,10 +124,21 @@ class SequenceEncoder(nn.Module):
         return self.encode(self.items(items), lengths, skip_levels)
 
     def encode(
-        self, vectors: Float[Tensor, "B T D"], lengths: Int[Tensor, " B"], skip_levels: Int[Tensor, "B T"] | None = None
+        self,
+        vectors: Float[Tensor, "B T D"],
+        lengths: Int[Tensor, " B"],
+        skip_levels: Int[Tensor, "B T"] | None = None,
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Predicted embeddings, from the embeddings of the input items; otherwise as `forward`."""
-        hidden, sight, masks = self._start(vectors, lengths, skip_levels)
+        """Predicted embeddings, from the embeddings of the input items; otherwise as `forward`.
+
+        Args:
+            vectors: Embeddings of the input items.
+            lengths: As of `forward`.
+            skip_levels: As of `forward`.
+            generator: What dropout is drawn from, on the model's device; torch's global one if None.
+        """
+        hidden, sight, masks = self._start(vectors, lengths, skip_levels, generator)
         for block in self.blocks:
             hidden = block(hidden, sight, masks)
         return self._head(self.last_norm(hidden))
@@ -137,7 +148,7 @@ class SequenceEncoder(nn.Module):
         return activation(applied(product, hidden))
 
     def _start(
-        self, vectors: Tensor, lengths: Tensor, skip_levels: Tensor | None
+        self, vectors: Tensor, lengths: Tensor, skip_levels: Tensor | None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Sight, DropoutMasks]:
         """What the blocks take: skip levels and positions added, and who may look where."""
         T = vectors.shape[1]
@@ -147,15 +158,15 @@ class SequenceEncoder(nn.Module):
             vectors = vectors + self.skip_levels(skip_levels.long())
         places = torch.arange(T, device=vectors.device)
         first = (self.n_positions - lengths if self.positions_from_end else torch.zeros_like(lengths))[:, None]
-        masks = self._dropout_masks(vectors)
+        masks = self._dropout_masks(vectors, generator)
         # Clamped for padding alone, whose numbers nobody reads.
         hidden = masks.drop(vectors + self.positions((first + places).clamp(max=self.n_positions - 1)))
         return hidden, Sight(lengths, self.is_causal), masks
 
-    def _dropout_masks(self, vectors: Float[Tensor, "B T D"]) -> DropoutMasks:
+    def _dropout_masks(self, vectors: Float[Tensor, "B T D"], generator: torch.Generator | None) -> DropoutMasks:
         rate = self.dropout if self.training else 0.0
         n = vectors.numel() + sum(block.factors(vectors) for block in self.blocks)
-        return DropoutMasks(rate, n, vectors.device, vectors.dtype)
+        return DropoutMasks(rate, n, vectors.device, vectors.dtype, generator)
 
     def next_item(
         self, items: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], skip_levels: Int[Tensor, "B T"] | None = None

@@ -4,14 +4,32 @@ A draw depends on (seed, epoch, step, purpose) alone. So a resumed run sees what
 and one arm's extra draws shift nothing in another's.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from skiprec.seeds import derive_seed
+
+_GLOBAL = threading.Lock()
+"""Held by the one that draws from torch's global generator."""
 
 
 def generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
     """A generator on the device, seeded by the parts that name what it is for."""
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
+
+
+@contextmanager
+def global_generator(*parts: int | str) -> Iterator[None]:
+    """Seed torch's global generator of the CPU, for what can draw from no other, by one thread at a time.
+
+    Afterwards it is as it was.
+    """
+    with _GLOBAL, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(*parts))
+        yield
 
 
 class Draws:

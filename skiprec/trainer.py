@@ -20,9 +20,8 @@ from skiprec.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDi
 from skiprec.evaluation import Evaluator, ModelScorer
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.optimizer import DeferredAdam
-from skiprec.randomness import Draws
+from skiprec.randomness import Draws, global_generator
 from skiprec.schema import PADDING
-from skiprec.seeds import derive_seed
 from skiprec.touched_rows import (
     Buffers,
     dense_gradient,
@@ -153,9 +152,10 @@ class Trainer:
         is_popular = config.loss.alpha > 0 and config.loss.negative_scope == "popular"
         self.plays_up_to = plays_up_to(self.sessions, dataset.n_items) if is_popular else None
         self.evaluator = evaluator or Evaluator(dataset, "val", self.device, only_targets=config.only_targets)
-        # Initialisation and dropout alone draw from torch's global state. On the CPU first: the same on every device.
-        torch.manual_seed(derive_seed(config.seed, "weights"))
-        self.model = SequenceEncoder(config.model, dataset.n_items, dataset.max_length).to(self.device)
+        # On the CPU first: the same on every device.
+        with global_generator(config.seed, "weights"):
+            self.model = SequenceEncoder(config.model, dataset.n_items, dataset.max_length)
+        self.model.to(self.device)
         share = touched_share(config, dataset)
         self.defers = config.weight_decay == 0 and share < DEFERRED_BELOW
         reason = "weight decay moves every row" if config.weight_decay else f"a step touches {share:.0%} of its rows"
@@ -239,8 +239,6 @@ class Trainer:
 
     def _run_epoch(self, bar: tqdm) -> EpochResult:
         self.epoch += 1
-        # Dropout's state at the start of an epoch depends on seed and epoch alone, so none has to be saved.
-        torch.manual_seed(derive_seed(self.config.seed, self.epoch, "dropout"))
         self.model.train()
         start = time.perf_counter()
         totals = torch.zeros(3, device=self.device, dtype=torch.float64)

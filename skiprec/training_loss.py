@@ -129,10 +129,11 @@ def training_loss(
     vectors = parts[0].view(*batch.items.shape, -1)  # (B, T, D)
     if masked is None:
         # The last item of a prefix is a target, never an input.
-        predicted = model.encode(vectors[:, :-1], batch.lengths - 1, batch.skip_levels[:, :-1])
+        predicted = model.encode(vectors[:, :-1], batch.lengths - 1, batch.skip_levels[:, :-1], draws("dropout"))
     else:
         shown = torch.where(masked[..., None], parts[1], vectors)
-        predicted = model.encode(shown, batch.lengths, batch.skip_levels.masked_fill(masked, NO_LEVEL))
+        levels = batch.skip_levels.masked_fill(masked, NO_LEVEL)
+        predicted = model.encode(shown, batch.lengths, levels, draws("dropout"))
     target, target_items, weight = next_item_targets(vectors, batch, masked, config.skipped_target_weight)
     weighted, nll = SampledSoftmax.apply(
         predicted,

@@ -23,6 +23,9 @@ Storage = Annotated[str | None, typer.Option(help="Optuna's database, if it is n
 CheckpointDir = Annotated[
     Path | None, typer.Option(help="Of the resume points, if not in MLRUNS: a folder that all machines share.")
 ]
+TrialsPerDevice = Annotated[
+    int, typer.Option(min=1, help="That each process has at work side by side, for a GPU that one does not fill.")
+]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow's database or server, if it is not MLRUNS/mlflow.db.")]
 
 
@@ -38,7 +41,8 @@ def run_study(
     workers: Annotated[
         int, typer.Option(help="Processes; the cores are divided among them. 0: make it, for workers elsewhere.")
     ] = 1,
-    threads: Annotated[int | None, typer.Option(help="Of each worker, if not the cores by the workers.")] = None,
+    trials_per_device: TrialsPerDevice = 1,
+    threads: Annotated[int | None, typer.Option(help="Of each trial, if not the cores by the trials at once.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the study, if not the recipe's and the data's.")] = None,
     mlruns: Mlruns = Path("mlruns"),
     storage: Storage = None,
@@ -63,7 +67,8 @@ def run_study(
     from study.status import untold
 
     places = {"mlruns": mlruns, "storage": storage, "tracking_uri": tracking_uri, "checkpoint_dir": checkpoint_dir}
-    options = {"workers": workers, "threads": threads, "name": name, "grace_seconds": grace_seconds, "device": device}
+    options = {"workers": workers, "trials_per_device": trials_per_device, "threads": threads, "name": name}
+    options |= {"grace_seconds": grace_seconds, "device": device}
     limits = {"max_cells": max_cells, "budget_seconds": seconds(budget) if budget else None, "offline": offline}
     try:
         handle = launch(recipe, data, **places, **options, **limits)
@@ -114,6 +119,7 @@ def confirm(
         float | None, typer.Option(help="Take as many seeds as find this difference of HR@10, by the noise seen.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes; the cores are divided among them.")] = 1,
+    trials_per_device: TrialsPerDevice = 1,
     mlruns: Mlruns = Path("mlruns"),
     storage: Storage = None,
     tracking_uri: TrackingUri = None,
@@ -129,7 +135,8 @@ def confirm(
 
     where = places(mlruns, storage, tracking_uri, checkpoint_dir)
     try:
-        handle = confirm_study(where, name, seeds=seeds, detect=detect, workers=workers, device=device)
+        by = {"workers": workers, "trials_per_device": trials_per_device, "device": device}
+        handle = confirm_study(where, name, seeds=seeds, detect=detect, **by)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with it", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -177,6 +184,7 @@ def worker(
     tracking_uri: TrackingUri = None,
     checkpoint_dir: CheckpointDir = None,
     device: Device = "auto",
+    trials_per_device: TrialsPerDevice = 1,
     parent: Annotated[int | None, typer.Option(hidden=True, help="The process without which this one stops.")] = None,
 ) -> None:
     """Join a study that was made, from this machine or another one, until its cells are done.
@@ -192,7 +200,7 @@ def worker(
     from study.worker import work
 
     try:
-        work(places(mlruns, storage, tracking_uri, checkpoint_dir), name, device, parent)
+        work(places(mlruns, storage, tracking_uri, checkpoint_dir), name, device, parent, trials_per_device)
     except TrainingStopped:  # as it was told: the cell is in the queue again
         # A scheduler is to start another one in its place.
         raise typer.Exit(0 if parent is not None else LOST) from None

@@ -44,6 +44,7 @@ def confirm(
     seeds: int | None,
     detect: float | None = None,
     workers: int = 1,
+    trials_per_device: int = 1,
     device: str = "auto",
     show_progress: bool = True,
 ) -> StudyHandle:
@@ -55,6 +56,7 @@ def confirm(
         seeds: How many; by default as many as `detect` needs, else FEWEST_SEEDS.
         detect: A difference of HR@10 that is to be found in 4 studies of 5, by the noise seen in the study.
         workers: Processes.
+        trials_per_device: As of `launch`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         show_progress: As of `launch`.
 
@@ -99,7 +101,7 @@ def confirm(
         splits=("val", "test"),
         about={"confirms": name, "finalists": {arm: cell.config for arm, cell in chosen.items()}},
     )
-    return carry_out(where, making, workers, device, show_progress)
+    return carry_out(where, making, workers, device, show_progress, trials_per_device=trials_per_device)
 
 
 def check_seeds(seeds: int | None) -> None:

@@ -26,14 +26,25 @@ class Crew:
         size: How many.
         on_death: Called with the number of a process that died, before another takes its place; returns whether it had
             ever begun a cell.
+        trials_per_device: Of each worker, side by side.
     """
 
-    def __init__(self, where: Places, name: str, device: str, size: int, on_death: Callable[[int], bool]) -> None:
-        self.name, self.size, self.on_death = name, size, on_death
+    def __init__(
+        self,
+        where: Places,
+        name: str,
+        device: str,
+        size: int,
+        on_death: Callable[[int], bool],
+        trials_per_device: int = 1,
+    ) -> None:
+        self.name, self.on_death = name, on_death
+        self.at_once = size * trials_per_device
+        """Trials that are at work while there are enough."""
         self.command = [sys.executable, "-m", "study", "worker", name, "--mlruns", str(where.mlruns)]
         self.command += ["--storage", where.storage, "--tracking-uri", where.tracking_uri, "--device", device]
         self.command += ["--checkpoint-dir", str(where.checkpoints)] if where.checkpoints else []
-        self.command += ["--parent", str(os.getpid())]
+        self.command += ["--trials-per-device", str(trials_per_device), "--parent", str(os.getpid())]
         self.failed = 0
         """Workers that ended with an error of their own, shown already."""
         self._in_vain = 0

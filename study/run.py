@@ -105,6 +105,7 @@ def launch(
     data: str | Path,
     *,
     workers: int = 1,
+    trials_per_device: int = 1,
     threads: int | None = None,
     name: str | None = None,
     mlruns: str | Path = "mlruns",
@@ -124,7 +125,8 @@ def launch(
         recipe: The name of a shipped one, a TOML file, or a Recipe.
         data: A dataset folder.
         workers: Processes here; 0 makes the study for workers elsewhere, and returns.
-        threads: Of each worker, everywhere; by default this machine's cores are divided among them. Results depend
+        trials_per_device: Trials that each of them has at work side by side; for a GPU that one alone does not fill.
+        threads: Of each trial, everywhere; by default this machine's cores are divided among them. Results depend
             on it, so it is kept from when the study is made.
         name: Of the study; by default the recipe's and the first 8 digits of the dataset's digest.
         mlruns: The folder of the default databases, artifacts and resume points.
@@ -151,6 +153,8 @@ def launch(
     check_equal_chances(recipe)
     if workers < 0 or (threads is not None and threads < 1):
         raise StudyError(f"--workers is {workers} and --threads {threads}, expected at least 0 and 1")
+    if trials_per_device < 1:
+        raise StudyError(f"--trials-per-device is {trials_per_device}, expected at least 1")
     dataset = load_dataset(data)
     if grace_seconds <= 0:
         raise StudyError(f"--grace-seconds is {grace_seconds}, expected above 0")
@@ -164,7 +168,7 @@ def launch(
     where = places(Path(mlruns), storage, tracking_uri, Path(checkpoint_dir) if checkpoint_dir else None)
     limits = {"max_cells": max_cells, "budget_seconds": budget_seconds, "offline": offline}
     try:
-        return carry_out(where, making, workers, device, show_progress, **limits)
+        return carry_out(where, making, workers, device, show_progress, trials_per_device=trials_per_device, **limits)
     except Unreachable as error:
         raise Unreachable(f"{error}; or `study run --offline` goes on without it") from error
 
@@ -176,6 +180,7 @@ def carry_out(
     device: str,
     show_progress: bool,
     *,
+    trials_per_device: int = 1,
     max_cells: int | None = None,
     budget_seconds: float | None = None,
     offline: bool = False,
@@ -186,8 +191,9 @@ def carry_out(
         StudyError: If the name belongs to another recipe or other data, someone else runs it, or a worker failed.
         KeyboardInterrupt: After Ctrl-C, when every worker has given its cell back.
     """
+    at_once = workers * trials_per_device
     with study_errors(where), run_lock(where, making.name):
-        study = create(where, making, workers, device, offline)
+        study = create(where, making, at_once, device, offline)
         try:
             end_dead(where, study)
             if not offline:
@@ -200,10 +206,10 @@ def carry_out(
                 refill(study, planned_cells(study), making.recipe.max_attempts)
             allow(study, max_cells=max_cells, budget_seconds=budget_seconds, now=datetime.now(UTC))
             if workers:
-                study.set_user_attr("workers", workers)
+                study.set_user_attr("workers", at_once)
             if workers and not stage_of(study).is_finished:
-                refuse_full_disk(where, making.dataset, study, workers)
-                supervise(where, study, workers, device, show_progress)
+                refuse_full_disk(where, making.dataset, study, at_once)
+                supervise(where, study, workers, trials_per_device, device, show_progress)
         finally:
             end_dead(where, study)
             if workers or stage_of(study).is_finished:  # or it goes on elsewhere, and who finishes it says so
@@ -215,7 +221,7 @@ def carry_out(
     return StudyHandle(making.name, where)
 
 
-def create(where: Places, making: Making, workers: int, device: str, offline: bool = False) -> optuna.Study:
+def create(where: Places, making: Making, at_once: int, device: str, offline: bool = False) -> optuna.Study:
     """The study of that name, made whole if there is none, or left by a stop before it was whole.
 
     Raises:
@@ -238,16 +244,16 @@ def create(where: Places, making: Making, workers: int, device: str, offline: bo
             raise StudyError(f"study {name} was made differently: {'; '.join(differs)}. Give this one another --name")
         study.set_user_attr("dataset", str(dataset.path.resolve()))  # the same data may have moved
     else:
-        introduce(study, making, workers, device)
+        introduce(study, making, at_once, device)
     if not offline:
         register(where, study)
     return study
 
 
-def introduce(study: optuna.Study, making: Making, workers: int, device: str) -> None:
+def introduce(study: optuna.Study, making: Making, at_once: int, device: str) -> None:
     """Have a new study say what it is: its recipe, data, baselines, versions and cells."""
     name, dataset = making.name, making.dataset
-    threads = making.threads or max(1, (os.cpu_count() or 1) // max(1, workers))
+    threads = making.threads or max(1, (os.cpu_count() or 1) // max(1, at_once))
     chosen = settle(device, threads)
     about = dict(making.about) | {
         "recipe": dataclasses.asdict(making.recipe),
@@ -298,7 +304,7 @@ def baseline_metrics(dataset: Dataset, making: Making, device: torch.device) -> 
     return metrics
 
 
-def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, workers: int) -> None:
+def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, at_once: int) -> None:
     """Refuse a study whose checkpoints would not fit, before it starts.
 
     Raises:
@@ -308,7 +314,7 @@ def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, worke
     weights = 4 * dim * (dataset.n_items + 2 + 10 * dim)  # float32; the blocks hold some 9 dim^2
     stage = stage_of(study)
     # A checkpoint a cell, and for each at work its best, weights and two moments; with room for the databases.
-    needed = (stage.planned - stage.ended + 5 * workers) * weights + 20_000_000
+    needed = (stage.planned - stage.ended + 5 * at_once) * weights + 20_000_000
     # With everything elsewhere that folder is not made; that of the resume points is, by the lock.
     place = where.mlruns if where.mlruns.exists() else where.resume(study.study_name)
     free = shutil.disk_usage(place).free
@@ -326,7 +332,9 @@ def cell_dim(study: optuna.Study, cell: Cell) -> int:
     return int(value["high"]) if isinstance(value, dict) else max(value) if isinstance(value, list) else value
 
 
-def supervise(where: Places, study: optuna.Study, workers: int, device: str, show_progress: bool) -> None:
+def supervise(
+    where: Places, study: optuna.Study, workers: int, trials_per_device: int, device: str, show_progress: bool
+) -> None:
     """Start the workers, show how far they are, replace those that die, and see them end.
 
     Raises:
@@ -340,7 +348,7 @@ def supervise(where: Places, study: optuna.Study, workers: int, device: str, sho
         return any(t.user_attrs.get("worker") == name for t in study.get_trials(deepcopy=False))
 
     with remembered():
-        crew = Crew(where, study.study_name, device, workers, on_death)
+        crew = Crew(where, study.study_name, device, workers, on_death, trials_per_device)
         try:
             watch(study, crew, show_progress)
         except KeyboardInterrupt:

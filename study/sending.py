@@ -1,6 +1,7 @@
 """What a run says to MLflow, as records, and how each is sent so that it may come twice and changes nothing then."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from study.queue import RUN_KEY
 
 FILE_SECONDS = 120
 """How long a server may take to store a file."""
+_ASKING = threading.RLock()
+"""Held while the tracker is asked: how is said in the environment, which a process has one of."""
 
 
 class Unreachable(StudyError):
@@ -42,18 +45,19 @@ def outages(seconds: int) -> Iterator[None]:
     """
     # MLflow's client reads these at each request.
     once = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
-    before = {name: os.environ.get(name) for name in once}
-    os.environ.update(once)
-    try:
-        yield
-    except (MlflowException, requests.RequestException, OperationalError) as error:
-        if not is_outage(error):
-            raise
-        raise Unreachable(str(error).splitlines()[0]) from error
-    finally:
-        os.environ.update({name: value for name, value in before.items() if value is not None})
-        for name in (name for name, value in before.items() if value is None):
-            del os.environ[name]
+    with _ASKING:
+        before = {name: os.environ.get(name) for name in once}
+        os.environ.update(once)
+        try:
+            yield
+        except (MlflowException, requests.RequestException, OperationalError) as error:
+            if not is_outage(error):
+                raise
+            raise Unreachable(str(error).splitlines()[0]) from error
+        finally:
+            os.environ.update({name: value for name, value in before.items() if value is not None})
+            for name in (name for name, value in before.items() if value is None):
+                del os.environ[name]
 
 
 def is_outage(error: MlflowException | requests.RequestException | OperationalError) -> bool:

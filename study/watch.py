@@ -40,7 +40,7 @@ def watch(study: optuna.Study, crew: Crew, show_progress: bool) -> None:
                 start, now = time.monotonic(), datetime.now()
                 trials = study.get_trials(deepcopy=False)
                 stage = progress(trials, cells, about["recipe"]["max_attempts"])
-                left = seconds_left(about, cells, trials, workers=crew.size, now=now)
+                left = seconds_left(about, cells, trials, workers=crew.at_once, now=now)
                 if left and stage.complete >= CELLS_FOR_FIRST and not has_first:
                     made = datetime.now(UTC).isoformat(timespec="seconds")
                     total = seconds_at_work(trials, now) + left

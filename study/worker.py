@@ -1,20 +1,28 @@
-"""A worker: takes cells from the queue of a study, one after the other, until all are done. All workers are alike."""
+"""A worker: takes cells from the queue of a study, one after the other, until all are done. All workers are alike.
 
+It may have several at work side by side, each in a thread of its own: one step's operations are too small to fill a
+GPU.
+"""
+
+import dataclasses
 import functools
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
+import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 
-from skiprec.dataset import load_dataset
-from skiprec.device import settle
+from skiprec.dataset import Dataset, Split, load_dataset
+from skiprec.device import own_stream, settle
 from skiprec.errors import StudyError, TrainingStopped
 from skiprec.evaluation import Evaluator
 from study.allowance import Allowance, allowance_of
@@ -65,7 +73,7 @@ class StopFlag:
         return self.is_told() or self.allowance.is_over(datetime.now(UTC))
 
 
-def work(where: Places, name: str, device: str, parent: int | None = None) -> None:
+def work(where: Places, name: str, device: str, parent: int | None = None, trials_per_device: int = 1) -> None:
     """Work on a study until every cell is done, by this worker or by others.
 
     Args:
@@ -73,6 +81,7 @@ def work(where: Places, name: str, device: str, parent: int | None = None) -> No
         name: The study.
         device: "auto", "cpu", "cuda" or "cuda:N".
         parent: The process without which this one stops.
+        trials_per_device: That it has at work side by side.
 
     Raises:
         TrainingStopped: If it was told to stop; its cell is in the queue again.
@@ -85,10 +94,11 @@ def work(where: Places, name: str, device: str, parent: int | None = None) -> No
         place = workplace(where, study, device, should_stop)
         grace = place.about["grace_seconds"]
         beats = open_storage(where, grace)
-        queue = Queue(study, place.exclusively)
+        # A study object each: the sampler that it holds is the trial's.
+        others = [dataclasses.replace(place, study=open_study(where, name)) for _ in range(trials_per_device - 1)]
         should_stop.listen()
         try:
-            until_done(place, queue, beats, grace, should_stop)
+            side_by_side([functools.partial(until_done, p, beats, grace, should_stop) for p in (place, *others)])
         except TrainingStopped:
             if should_stop.is_told():
                 raise
@@ -99,13 +109,22 @@ def work(where: Places, name: str, device: str, parent: int | None = None) -> No
             send_waiting(place.home, place.spool)
 
 
-def until_done(place: Workplace, queue: Queue, beats: RDBStorage, grace: float, should_stop: StopFlag) -> None:
+def side_by_side(works: list[Callable[[], None]]) -> None:
+    """Do the first here, where signals are heard, and each other in a thread; and see all end, whatever one raises."""
+    with ThreadPoolExecutor(max(1, len(works) - 1), thread_name_prefix="trials") as pool:
+        others = [pool.submit(work) for work in works[1:]]
+        works[0]()
+    for other in others:
+        other.result()
+
+
+def until_done(place: Workplace, beats: RDBStorage, grace: float, should_stop: StopFlag) -> None:
     """Take cells, and wait for those of others, until there is nothing left to do, or to be allowed.
 
     Raises:
         TrainingStopped: If it was told to stop, or the time is over.
     """
-    study = place.study
+    study, queue = place.study, Queue(place.study, place.exclusively)
     # Not at every cell: it is read with all that the study says of itself, which grows with the study.
     should_stop.allowance = allowance_of(study)
 
@@ -145,6 +164,7 @@ def at_work(place: Workplace, trial: optuna.Trial, beats: RDBStorage, grace: flo
     limit = place.recipe.max_seconds
     seconds = grace / BEATS_PER_GRACE
     with (
+        own_stream(place.device),
         suppress(UpdateFinishedTrialError),  # it was ended by another process
         beating(beats, trial, seconds=seconds, limit_seconds=limit, on_limit=on_limit),
     ):
@@ -172,9 +192,7 @@ def workplace(where: Places, study: optuna.Study, device: str, should_stop: Call
         recipe=recipe,
         dataset=dataset,
         splits=splits,
-        evaluators=functools.cache(
-            lambda targets: {split: Evaluator(dataset, split, chosen, only_targets=targets) for split in splits}
-        ),
+        evaluators=shared_evaluators(dataset, splits, chosen),
         device=chosen,
         home=home_of(where, attrs),
         spool=where.spool(study.study_name),
@@ -184,3 +202,23 @@ def workplace(where: Places, study: optuna.Study, device: str, should_stop: Call
         tags={"study": study.study_name, "dataset_digest": dataset.digest, "git_commit": git_commit()},
         should_stop=should_stop,
     )
+
+
+def shared_evaluators(
+    dataset: Dataset, splits: tuple[Split, ...], device: torch.device
+) -> Callable[[str], Mapping[Split, Evaluator]]:
+    """What gives, for a value of only_targets, an evaluator of each split: made once, whoever asks first."""
+    making = threading.Lock()
+
+    @functools.cache
+    def made(targets: str) -> Mapping[Split, Evaluator]:
+        evaluators = {split: Evaluator(dataset, split, device, only_targets=targets) for split in splits}
+        if device.type == "cuda":  # others' streams do not wait for this one
+            torch.cuda.current_stream(device).synchronize()
+        return evaluators
+
+    def shared(targets: str) -> Mapping[Split, Evaluator]:
+        with making:
+            return made(targets)
+
+    return shared

@@ -1,5 +1,7 @@
 """The same code on a CUDA device: run where there is one."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ import skiprec.captured_step
 import skiprec.touched_rows
 from skiprec.checkpoint import weights_digest
 from skiprec.config import from_flat
-from skiprec.device import settle
+from skiprec.device import own_stream, settle
 from skiprec.losses import sampled_softmax_nll
 from skiprec.optimizer import DeferredAdam
 from skiprec.sampled_softmax import SampledSoftmax
@@ -68,6 +70,22 @@ def test_a_captured_step_is_the_step_that_was_captured(dataset, device, monkeypa
     assert plain.captured.graph is None
     assert plain_metrics == metrics
     assert plain_digest == digest
+
+
+def test_trainings_side_by_side_on_one_device_are_what_each_is_alone(dataset, device):
+    """Three in threads, on streams of their own, each with a graph: metrics and weights bit for bit."""
+    changes = [{"seed": 1}, {"seed": 2, "alpha": 0.0}, {"seed": 3, "negatives": "batch", "n_negatives": 20}]
+
+    def beside(changes):
+        with own_stream(device):
+            metrics, digest, trainer = trained(dataset, device, **changes)
+        assert trainer.captured.graph is not None
+        return metrics, digest
+
+    alone = [trained(dataset, device, **c)[:2] for c in changes]
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(beside, changes)) == alone
 
 
 def test_a_run_on_cuda_is_near_the_same_run_on_the_cpu(dataset, device):

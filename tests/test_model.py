@@ -327,8 +327,8 @@ def drawn(monkeypatch):
     made = []
 
     class Noting(DropoutMasks):
-        def __init__(self, rate, n, device, dtype):
-            super().__init__(rate, n, device, dtype)
+        def __init__(self, rate, n, *others):
+            super().__init__(rate, n, *others)
             self.rate, self.n, self.taken = rate, n, []
             made.append(self)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -88,6 +89,53 @@ def test_the_same_seed_gives_the_same_and_another_does_not(dataset, changes):
     assert runs[0] == runs[1]
     assert runs[2][1] != runs[0][1]
     assert runs[2][0] != runs[0][0]
+
+
+def test_training_neither_reads_nor_moves_the_state_that_others_draw_from(dataset):
+    """Torch's global generator: several trainings in one process would disturb each other's numbers."""
+    found = []
+    for start in (1, 2):
+        torch.manual_seed(start)
+        before = torch.get_rng_state()
+        t = trainer(dataset, dropout=0.5, max_epochs=2, patience=1)
+        list(t.epochs())
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(weights(t))
+    assert found[0] == found[1]
+
+
+def test_dropout_is_another_at_each_step(dataset):
+    """By epoch and number; with the same ones it is the same."""
+    losses = []
+    for epoch, number in ((1, 1), (1, 1), (1, 2), (2, 1)):
+        t = trainer(dataset, dropout=0.5, max_grad_norm=1e-9)
+        t.epoch = epoch
+        t.model.train()
+        batch = next(batches(t.sessions, 16, seed=1, epoch=1))
+        # The same negatives for all, so that dropout alone can differ.
+        t.draws.start(1, 1, 1)("negatives")
+        t.draws.generators["dropout"] = torch.Generator().manual_seed(0)
+        negatives = t.draws.generators["negatives"].get_state()
+        t.draws.start(t.config.seed, epoch, number)
+        t.draws.generators["negatives"].set_state(negatives)
+        losses.append(t._step(batch)[0].item())
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
+
+
+@both_optimizers
+def test_trainings_side_by_side_in_threads_are_what_each_is_alone(dataset):
+    """Four of two configurations, all at once: metrics and weights bit for bit."""
+    changes = [VARIANTS[i % 2] | {"seed": 1 + i // 2, "dropout": 0.3} for i in range(4)]
+
+    def trained(changes):
+        t = trainer(dataset, **changes)
+        return [r.metrics for r in t.epochs()], weights(t)
+
+    alone = list(map(trained, changes))
+    for _ in range(3):
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(trained, changes)) == alone
 
 
 def test_the_seed_decides_weights_order_and_draws_apart(dataset):

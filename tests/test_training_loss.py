@@ -525,8 +525,8 @@ def test_each_purpose_draws_from_a_generator_of_its_own(monkeypatch):
     batch = random_batch(np.random.default_rng(8), 12, 4, 6)
     config = LossConfig(negative_scope="random", n_negatives=10)
     training_loss(tiny_model("bidirectional"), batch, config, (1, 2, 3))
-    assert [parts[:3] for parts in named] == [(1, 2, 3)] * 3
-    assert len({parts[3] for parts in named}) == 3  # what is masked, and the negatives of either loss
+    assert [parts[:3] for parts in named] == [(1, 2, 3)] * 4
+    assert len({parts[3] for parts in named}) == 4  # dropout, what is masked, and the negatives of either loss
 
 
 def test_a_causal_model_is_never_shown_the_last_item_of_a_prefix():
@@ -542,10 +542,10 @@ def inputs_of(model: SequenceEncoder) -> list:
     """What the encoder is shown from now on: the items whose embeddings these are, and the lengths."""
     shown, encode = [], model.encode
 
-    def spy(vectors, lengths, skip_levels):
+    def spy(vectors, lengths, *others):
         table = model.items.weight.detach()
         shown.append(((vectors.detach()[:, :, None] == table).all(-1).double().argmax(-1), lengths))
-        return encode(vectors, lengths, skip_levels)
+        return encode(vectors, lengths, *others)
 
     model.encode = spy
     return shown

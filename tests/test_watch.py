@@ -13,7 +13,7 @@ from study.watch import Lines
 class Worker:
     """A crew of one: at each look something happens to the study, until nothing is left to happen."""
 
-    size = 1
+    at_once = 1
 
     def __init__(self, *events):
         self.events = list(events)

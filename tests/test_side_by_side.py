@@ -1,0 +1,99 @@
+"""Several trials at work in one process: numbers, signals, errors."""
+
+import itertools
+import os
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import hear_ctrl_c
+from optuna.trial import TrialState
+from test_faults import at_work, wait_for
+from test_study import LONG, RECIPE, assert_whole, command, data, open_study, run  # noqa: F401  a fixture, by name
+
+from skiprec.errors import StudyError
+from study.run import launch
+from study.sending import outages
+from study.storage import places
+from study.worker import side_by_side
+
+
+@pytest.mark.slow
+def test_trials_side_by_side_are_what_they_are_one_by_one(data, tmp_path):  # noqa: F811
+    """Every cell's weights and metrics, bit for bit; and they were at work at the same time."""
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    results = []
+    for n in (1, 3):
+        folder = tmp_path / str(n)
+        options = {"threads": 1, "trials_per_device": n, "device": "cpu", "show_progress": False}
+        launch(str(tmp_path / "tiny.toml"), data, mlruns=folder / "mlruns", **options)
+        assert_whole(folder, planned=4)
+        study, trials = open_study(folder)
+        assert study.user_attrs["threads"] == 1
+        cells = {t.user_attrs["cell"]: (t.user_attrs["result"]["weights"], t.value) for t in trials}
+        results.append(cells)
+        spans = sorted((t.datetime_start, t.datetime_complete) for t in trials)
+        overlaps = sum(second[0] < first[1] for first, second in itertools.pairwise(spans))
+        assert overlaps == 0 if n == 1 else overlaps >= 1
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_a_worker_told_to_stop_gives_all_its_cells_back(data, tmp_path):  # noqa: F811
+    """The same command goes on with each."""
+    (tmp_path / "tiny.toml").write_text(LONG)
+    where = places(tmp_path / "mlruns", None, None)
+    arguments = ("study", "run", "tiny.toml", "--data", data, "--trials-per-device", 2, "--device", "cpu")
+    process = subprocess.Popen(
+        command(*arguments), cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+    )
+    wait_for(lambda: len(at_work(where)) == 2, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    _, trials = open_study(tmp_path)
+    given_back = [t for t in trials if t.state == TrialState.FAIL]
+    assert len(given_back) >= 2
+    assert all(t.user_attrs["interrupted"] for t in given_back)
+    rest = run(tmp_path, *arguments)
+    assert rest.returncode == 0, rest.stderr
+    assert_whole(tmp_path, planned=4)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_what_one_of_them_raises_is_raised_when_all_have_ended(failing):
+    """Whoever it is, the one that runs here or another."""
+    ended = []
+
+    def work(i):
+        time.sleep(0.05 * (i != failing))
+        if i == failing:
+            raise StudyError(f"of {i}")
+        ended.append(i)
+
+    with pytest.raises(StudyError, match=f"of {failing}"):
+        side_by_side([lambda i=i: work(i) for i in range(3)])
+    assert sorted(ended) == [i for i in range(3) if i != failing]
+
+
+def test_threads_that_ask_the_tracker_leave_the_environment_as_it_was(monkeypatch):
+    """What one says there for its own request is not what another finds to be put back."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+
+    def ask(seconds):
+        for _ in range(50):
+            with outages(seconds):
+                found.append((seconds, os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
+                time.sleep(0.0005)
+
+    found = []
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(ask, (1, 2, 3)))
+    assert len(found) == 150
+    assert all(str(seconds) == said for seconds, said in found)
+    environment = os.environ
+    assert environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in environment
