@@ -59,6 +59,14 @@ def drop(x: Float32[np.ndarray, "T D"], bits: Int16[np.ndarray, "_ D"], threshol
 
 
 @compiled
+def copy_rows(x: Float32[np.ndarray, "T D"], out: Float32[np.ndarray, "T D"]) -> None:
+    """Compiled code alone: out = x. What Numba makes of that itself takes seconds to compile."""
+    for t in range(x.shape[0]):
+        for d in range(x.shape[1]):
+            out[t, d] = x[t, d]
+
+
+@compiled
 def transpose(x: Float32[np.ndarray, "T D"], factor: float, out: Float32[np.ndarray, "D W"]) -> None:
     """Compiled code alone: the first T columns of out are x by columns, times a factor."""
     for t in range(x.shape[0]):
@@ -142,7 +150,7 @@ def attend(
         for s in range(n):
             for i in range(top.size):
                 share[s, i] *= total[i]
-        dropped[:n] = share
+        copy_rows(share, dropped[:n])
         drop(dropped[:n], score_bits[b][:n], threshold, factor)
         for h in range(n_heads):
             ask_ahead(shares, b + 1, h, n_heads)
@@ -190,11 +198,11 @@ def attend_backward(
         by_out[b][n:] = 0
         by_x[b][n:] = 0
         project, share, by_project = projected[b][:n], shares[b][:n], by_projected[b][:n]
-        by_out[b][:n] = gradient[b][:n]
+        copy_rows(gradient[b][:n], by_out[b][:n])
         drop(by_out[b][:n], bits[b][:n], threshold, factor)
         multiply(by_out[b][:n], weight_out, by_mixed[:n])
         transpose(by_mixed[:n], np.float32(1), turned)
-        dropped[:n] = share
+        copy_rows(share, dropped[:n])
         drop(dropped[:n], score_bits[b][:n], threshold, factor)
         for h in range(n_heads):
             one, key = slice(h * dim, (h + 1) * dim), slice(h * W, h * W + n)
@@ -313,7 +321,7 @@ def feed_forward_backward(
         by_inner[b][n:] = 0
         by_out[b][n:] = 0
         by_x[b][n:] = 0
-        by_out[b][:n] = gradient[b][:n]
+        copy_rows(gradient[b][:n], by_out[b][:n])
         drop(by_out[b][:n], bits[b][:n], threshold, factor)
         multiply(by_out[b][:n], weight2, by_inner[b][:n])
         scale(by_inner[b][:n], slopes[b][:n])

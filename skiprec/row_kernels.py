@@ -92,6 +92,13 @@ def ask_for(array: Any, row: Any) -> None:
         prefetch(array, row, byte)
 
 
+@compiled
+def copy(row: Any, out: Any) -> None:
+    """Compiled code alone: out = row. What Numba makes of `out[:] = row` takes a second to compile."""
+    for d in range(out.size):
+        out[d] = row[d]
+
+
 @intrinsic
 def two_to(context: Any, shifted: Any) -> tuple[Any, Any]:
     """Compiled code alone: 2 to the n of a float32 that is n + 3 * 2**22, whose last bits are n."""
@@ -146,7 +153,7 @@ def read_rows(
         c = coefficients[slots[row]]
         A, B, E, F = c[0], c[1], c[2], c[3]
         if A == 0 and B == 0:  # the row has missed nothing
-            into[:] = weights
+            copy(weights, into)
             continue
         for d in range(into.size):
             u = np.sqrt(second[d])
@@ -176,7 +183,7 @@ def update_rows(
         ask_for(gradients, order[min(edges[i] + GRADIENTS_AHEAD, last)])
         row, g = rows[i], gradients[order[edges[i]]]
         if edges[i + 1] - edges[i] > 1:
-            summed[:] = g
+            copy(g, summed)
             for j in range(edges[i] + 1, edges[i + 1]):
                 more = gradients[order[j]]
                 for d in range(summed.size):
@@ -230,7 +237,7 @@ def sum_rows(
     for i in range(start, stop):
         total = out[rows[i]]
         ask_for(gradients, order[min(edges[i] + GRADIENTS_AHEAD, last)])
-        total[:] = gradients[order[edges[i]]]
+        copy(gradients[order[edges[i]]], total)
         for j in range(edges[i] + 1, edges[i + 1]):
             ask_for(gradients, order[min(j + GRADIENTS_AHEAD, last)])
             more = gradients[order[j]]
@@ -255,7 +262,7 @@ def square_rows(
         ask_for(gradients, order[min(edges[i] + GRADIENTS_AHEAD, last)])
         total = gradients[order[edges[i]]]
         if edges[i + 1] - edges[i] > 1:
-            summed[:] = total
+            copy(total, summed)
             for j in range(edges[i] + 1, edges[i + 1]):
                 more = gradients[order[j]]
                 for d in range(summed.size):
