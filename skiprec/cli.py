@@ -189,13 +189,15 @@ def train(
     from skiprec.device import settle
     from skiprec.errors import ConfigError
     from skiprec.files import refuse_existing
-    from skiprec.run import CONFIG, Run
+    from skiprec.run import CONFIG, RECORD, Run
 
     if resume:
         if not (out / CONFIG).exists():
             raise ConfigError(f"{out}: no {CONFIG}, expected the folder of an earlier `skiprec train`")
         if not config and not preset:  # others are compared with the run's own, and refused where they differ
             config = out / CONFIG
+    elif (out / CONFIG).exists() and not (out / RECORD).exists():
+        raise ConfigError(f"{out}: holds a run that is not finished; --resume goes on with it, or choose another --out")
     else:
         refuse_existing(out)
     train_config = resolve(preset, config, settings or [], threads=os.cpu_count() or 1)

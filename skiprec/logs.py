@@ -198,7 +198,8 @@ def checked_header(path: Path, line: bytes) -> tuple[list[str], tuple[str, ...]]
     if missing:
         found = shorten(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
         raise DatasetError(
-            f"{path}, row 1: no column {', '.join(missing)}; found {found}, expected MSSD's column names"
+            f"{path}, row 1: no column {', '.join(missing)}; found {found}, expected MSSD's column names. Where others "
+            "mean these, --columns says so; `skiprec columns LOG` guesses"
         )
     for name in READ_COLUMNS:
         if names.count(name) > 1:

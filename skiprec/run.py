@@ -267,7 +267,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_recommender(folder: Path, data: Path | None = None, device: torch.device | str = "cpu") -> Recommender:
+def load_recommender(
+    folder: str | Path, data: str | Path | None = None, device: torch.device | str = "cpu"
+) -> Recommender:
     """What answers with the chosen model of a run.
 
     Args:
@@ -280,6 +282,7 @@ def load_recommender(folder: Path, data: Path | None = None, device: torch.devic
         DatasetError: If the dataset is not there, or was changed.
         CheckpointError: If the checkpoint is missing, damaged, or from other data.
     """
+    folder = Path(folder)
     dataset = load_dataset(data or Path(read_record(folder)["dataset"]))
     model, about = load_model(folder, dataset)
     sizes = {"max_length": dataset.max_length, "skip_threshold": dataset.manifest.config.skip_threshold}

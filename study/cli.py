@@ -1,12 +1,15 @@
 """`study`: arguments -> one call into the package, what is printed, exit codes. Imports inside, so --help is quick."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from skiprec.cli import Device, run
+from study.stopping import remembered
 
 app = typer.Typer(
     add_completion=False,
@@ -32,6 +35,17 @@ TrackingUri = Annotated[str | None, typer.Option(help="MLflow's database or serv
 def main() -> None:
     """The `study` command."""
     run(app)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end what can be gone on with: exit code 130, and a line that says so."""
+    try:
+        with remembered(raises=True):
+            yield
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with it", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command("run")
@@ -63,18 +77,16 @@ def run_study(
     Example: study run demo --data data/mssd --workers 2
     """
     from study.allowance import seconds
-    from study.run import launch
-    from study.status import untold
 
     places = {"mlruns": mlruns, "storage": storage, "tracking_uri": tracking_uri, "checkpoint_dir": checkpoint_dir}
     options = {"workers": workers, "trials_per_device": trials_per_device, "threads": threads, "name": name}
     options |= {"grace_seconds": grace_seconds, "device": device}
     limits = {"max_cells": max_cells, "budget_seconds": seconds(budget) if budget else None, "offline": offline}
-    try:
+    with stoppable():
+        from study.run import launch
+        from study.status import untold
+
         handle = launch(recipe, data, **places, **options, **limits)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with it", file=sys.stderr)
-        raise typer.Exit(130) from None
     stage = handle.progress()
     print(
         f"study {handle.name}: {stage.complete} of {stage.planned} cells complete, {stage.failed} failed"
@@ -130,16 +142,13 @@ def confirm(
 
     Example: study confirm --detect 0.005 --workers 2
     """
-    from study.confirm import confirm as confirm_study
-    from study.storage import places
+    by = {"workers": workers, "trials_per_device": trials_per_device, "device": device}
+    with stoppable():
+        from study.confirm import confirm as confirm_study
+        from study.storage import places
 
-    where = places(mlruns, storage, tracking_uri, checkpoint_dir)
-    try:
-        by = {"workers": workers, "trials_per_device": trials_per_device, "device": device}
+        where = places(mlruns, storage, tracking_uri, checkpoint_dir)
         handle = confirm_study(where, name, seeds=seeds, detect=detect, **by)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with it", file=sys.stderr)
-        raise typer.Exit(130) from None
     stage = handle.progress()
     print(f"study {handle.name}: {stage.complete} of {stage.planned} runs complete, {stage.failed} failed")
     print(f"next: study report {handle.study.user_attrs['confirms']} --out report")
@@ -156,6 +165,8 @@ def table1(
     seeds: Annotated[int | None, typer.Option(help="Paired seeds of every row, 5 or more.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; the cores are divided among them.")] = 1,
     mlruns: Mlruns = Path("mlruns"),
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
     device: Device = "auto",
 ) -> None:
     """The paper's Table 1 on this data: search, confirming runs and report in one. The same command continues.
@@ -163,16 +174,16 @@ def table1(
     Example: study table1 --data data/mssd --workers 2
     """
     from skiprec.files import refuse_existing
-    from study.table1 import run_table1, table1_recipe
 
     refuse_existing(out)
-    options = {"mlruns": mlruns, "seeds": seeds, "workers": workers, "device": device}
-    try:
-        for path in run_table1(table1_recipe(recipe, preset), data, out, **options):
+    options = {"seeds": seeds, "workers": workers, "device": device}
+    with stoppable():
+        from study.storage import places
+        from study.table1 import run_table1, table1_recipe
+
+        where = places(mlruns, storage, tracking_uri)
+        for path in run_table1(table1_recipe(recipe, preset), data, out, where=where, **options):
             print(f"wrote {path}")
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with it", file=sys.stderr)
-        raise typer.Exit(130) from None
     print(f"next: open {out / 'report.html'}")
 
 
@@ -344,7 +355,7 @@ def report(
 def ui(
     mlruns: Mlruns = Path("mlruns"),
     tracking_uri: TrackingUri = None,
-    port: Annotated[int, typer.Option(help="On loopback.")] = 5000,
+    port: Annotated[int, typer.Option(help="On loopback.", min=1, max=65535)] = 5000,
 ) -> None:
     """Serve the MLflow UI on loopback until Ctrl-C.
 

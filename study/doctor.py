@@ -53,6 +53,7 @@ def examine(where: Places, name: str | None) -> Iterator[Finding]:
         where: The databases and folders.
         name: A study; None for the only one there is. Where there is none yet, what belongs to a study is left out.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("storage", lambda: storage_works(where)),
         ("tracker", lambda: tracker_works(where)),
@@ -70,8 +71,7 @@ def examine(where: Places, name: str | None) -> Iterator[Finding]:
         yield Finding("study", False, str(error))
         return
     except (SkiprecError, *STUDY_ERRORS) as error:
-        if name is not None:
-            yield Finding("study", False, str(error))
+        yield Finding("study", name is None, str(error))  # nameless, there may be none yet, or several
         return
     if attrs:
         yield found("versions", lambda: versions_agree(attrs["versions"]))
@@ -126,6 +126,7 @@ def tracker_works(where: Places) -> str:
             client.log_metric(run, "probe", 1.0)
             client.log_text(run, "probe", "probe.txt")
         finally:
+            client.set_terminated(run)
             client.delete_run(run)
     except MlflowException as error:
         raise failure(where.tracking_uri, error) from error

@@ -109,16 +109,17 @@ def render(recipe: Recipe, dataset: Dataset, arms: list[ArmPlan], n_cells: int, 
     lines.append("")
     for arm in arms:
         lines.append(
-            f"  {arm.arm:<{width}}  {arm.cells:>4} cells, at most {duration(arm.search_seconds / workers)}; "
-            f"confirming: {FEWEST_SEEDS} runs, at most {duration(arm.confirm_seconds / workers)}"
+            f"  {arm.arm:<{width}}  {arm.cells:>4} cells, about {duration(arm.search_seconds / workers)}; "
+            f"confirming: {FEWEST_SEEDS} runs, about {duration(arm.confirm_seconds / workers)}"
         )
     search = sum(arm.search_seconds for arm in arms) / workers
     confirming = sum(arm.confirm_seconds for arm in arms) / workers
     runs = n_cells + FEWEST_SEEDS * len(arms)
     lines.append("")
     lines.append(
-        f"{n_cells} cells and {FEWEST_SEEDS * len(arms)} confirming runs, {runs} trainings: at most "
-        f"{duration(search + confirming)} with {workers} at work ({duration(search)} and {duration(confirming)})"
+        f"{n_cells} cells and {FEWEST_SEEDS * len(arms)} confirming runs, {runs} trainings: about "
+        f"{duration(search + confirming)} with {workers} at work ({duration(search)} and {duration(confirming)}), "
+        "if none stops early"
     )
     equal = len({budget(recipe, arm) for arm in recipe.arms}) == 1
     lines.append(

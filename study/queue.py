@@ -47,7 +47,7 @@ def planned_cells(study: optuna.Study) -> list[Cell]:
     """
     about = study.user_attrs
     if "cells" not in about:
-        raise StudyError(f"study {study.study_name} was not made whole; the `study run` that made it finishes that")
+        raise StudyError(f"study {study.study_name} was not made whole; the command that made it, run again, does that")
     return [Cell(identity, **cell) for identity, cell in about["cells"].items()]
 
 

@@ -33,8 +33,8 @@ from study.queue import FIRST_AGAIN, Cell, Progress, planned_cells, refill, stag
 from study.reaper import end_dead, worker_name
 from study.sending import Refused, Unreachable
 from study.space import Recipe, arm_settings, check_equal_chances, differences, load_recipe
-from study.stopping import remembered
-from study.storage import Places, open_storage, open_study, places, refuse_other_version
+from study.stopping import pause, remembered
+from study.storage import CONFIRM, Places, open_storage, open_study, places, refuse_other_version
 from study.sync import register, sync
 from study.tracking import STUDY_ERRORS, end_study, git_commit, home_of, open_tracker, reopen_run, study_errors
 from study.tracking import make_schema as make_tracking_schema
@@ -151,15 +151,19 @@ def launch(
     if isinstance(recipe, str):
         recipe = load_recipe(recipe)
     check_equal_chances(recipe)
-    if workers < 0 or (threads is not None and threads < 1):
-        raise StudyError(f"--workers is {workers} and --threads {threads}, expected at least 0 and 1")
+    if workers < 0:
+        raise StudyError(f"--workers is {workers}, expected at least 0")
+    if threads is not None and threads < 1:
+        raise StudyError(f"--threads is {threads}, expected at least 1")
     if trials_per_device < 1:
         raise StudyError(f"--trials-per-device is {trials_per_device}, expected at least 1")
     dataset = load_dataset(data)
     if grace_seconds <= 0:
         raise StudyError(f"--grace-seconds is {grace_seconds}, expected above 0")
+    name = name or f"{recipe.name}-{dataset.digest[:8]}"
+    check_name(name)
     making = Making(
-        name=name or f"{recipe.name}-{dataset.digest[:8]}",
+        name=name,
         recipe=recipe,
         dataset=dataset,
         grace_seconds=grace_seconds,
@@ -171,6 +175,18 @@ def launch(
         return carry_out(where, making, workers, device, show_progress, trials_per_device=trials_per_device, **limits)
     except Unreachable as error:
         raise Unreachable(f"{error}; or `study run --offline` goes on without it") from error
+
+
+def check_name(name: str) -> None:
+    """Refuse a study's name that cannot be a folder's, or is that of another study's confirming runs.
+
+    Raises:
+        StudyError: With what is expected.
+    """
+    if name != Path(name).name or "\\" in name or name.startswith("."):
+        raise StudyError(f"the study's name is '{name}', expected one that can name a folder; give another --name")
+    if name.endswith(CONFIRM):
+        raise StudyError(f"the study's name is '{name}': {CONFIRM} is for confirming runs; give another --name")
 
 
 def carry_out(
@@ -347,6 +363,7 @@ def supervise(
         name = worker_name(process)
         return any(t.user_attrs.get("worker") == name for t in study.get_trials(deepcopy=False))
 
+    pause(0)  # a signal that was swallowed
     with remembered():
         crew = Crew(where, study.study_name, device, workers, on_death, trials_per_device)
         try:

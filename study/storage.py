@@ -16,6 +16,7 @@ from optuna.storages import RDBStorage
 from skiprec import __version__
 from skiprec.errors import ConfigError, StudyError
 from study.patience import PatientStorage
+from study.queue import planned_cells
 
 CONFIRM = "-confirm"
 """What the name of a study's confirming runs ends with."""
@@ -226,7 +227,7 @@ def open_study(where: Places, name: str | None) -> optuna.Study:
     """A study by its name, or the only one there is; its confirming runs do not count as another.
 
     Raises:
-        StudyError: If there is none of that name, or several to choose from.
+        StudyError: If there is none of that name, or several to choose from, or its making was stopped half-way.
     """
     if not has_schema(where):
         found = "nothing in this database" if is_server(where.storage) else "no such database"
@@ -241,6 +242,7 @@ def open_study(where: Places, name: str | None) -> optuna.Study:
         raise StudyError(f"no study named '{name}', {found}" if name else f"name a study, {found}")
     study = optuna.load_study(study_name=name, storage=storage)
     refuse_other_version(study)
+    planned_cells(study)
     return study
 
 

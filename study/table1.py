@@ -8,7 +8,7 @@ from skiprec.errors import ConfigError
 from study.confirm import check_seeds, confirm
 from study.run import launch
 from study.space import Recipe, arm_settings, load_recipe
-from study.storage import places
+from study.storage import Places
 
 
 def table1_recipe(base: str, preset: str | None) -> Recipe:
@@ -35,7 +35,7 @@ def table1_recipe(base: str, preset: str | None) -> Recipe:
 
 
 def run_table1(
-    recipe: Recipe, data: Path, out: Path, *, mlruns: Path, seeds: int | None, workers: int, device: str
+    recipe: Recipe, data: Path, out: Path, *, where: Places, seeds: int | None, workers: int, device: str
 ) -> list[Path]:
     """Search, confirm and report; each goes on where it was stopped.
 
@@ -43,7 +43,7 @@ def run_table1(
         recipe: Of `table1_recipe`, or a cut of it.
         data: A dataset folder.
         out: The report's folder, which must not be there yet.
-        mlruns: The databases' folder.
+        where: The databases.
         seeds: Paired seeds of each row.
         workers: Processes.
         device: As of `launch`.
@@ -55,6 +55,7 @@ def run_table1(
         StudyError: As of `launch` and `confirm`; for too few seeds before the search is begun.
     """
     check_seeds(seeds)
-    handle = launch(recipe, data, workers=workers, mlruns=mlruns, device=device)
-    confirm(places(mlruns, None, None), handle.name, seeds=seeds, workers=workers, device=device)
+    addresses = {"mlruns": where.mlruns, "storage": where.storage, "tracking_uri": where.tracking_uri}
+    handle = launch(recipe, data, workers=workers, device=device, **addresses)
+    confirm(where, handle.name, seeds=seeds, workers=workers, device=device)
     return handle.report(out)

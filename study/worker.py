@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -96,6 +97,9 @@ def work(where: Places, name: str, device: str, parent: int | None = None, trial
         beats = open_storage(where, grace)
         # A study object each: the sampler that it holds is the trial's.
         others = [dataclasses.replace(place, study=open_study(where, name)) for _ in range(trials_per_device - 1)]
+        if parent is None:
+            stage = stage_of(study)
+            print(f"joined study {name}: {stage.ended} of {stage.planned} cells are done", file=sys.stderr, flush=True)
         should_stop.listen()
         try:
             side_by_side([functools.partial(until_done, p, beats, grace, should_stop) for p in (place, *others)])
@@ -103,6 +107,8 @@ def work(where: Places, name: str, device: str, parent: int | None = None, trial
             if should_stop.is_told():
                 raise
         stage = stage_of(study)  # its time may be over, or everything done
+        if parent is None:
+            print(f"left it: {stage.ended} of {stage.planned} cells are done", file=sys.stderr, flush=True)
         if stage.is_finished and place.home.parent and parent is None:  # or who started this one says so
             end_study(place.home, place.spool, "FINISHED")
         with suppress(Unreachable, Refused):  # `study status` says what waits on
@@ -134,6 +140,8 @@ def until_done(place: Workplace, beats: RDBStorage, grace: float, should_stop: S
     while not should_stop():
         if trial := queue.claim(is_allowed):
             at_work(place, trial, beats, grace)
+            if should_stop.parent is None:
+                tell(study, trial)
             continue
         # The cell of a worker that dies is to be taken up; and that of one that is just giving it back.
         reap(study, beats, place.exclusively, now=datetime.now())
@@ -145,6 +153,14 @@ def until_done(place: Workplace, beats: RDBStorage, grace: float, should_stop: S
         if not is_waiting:
             time.sleep(IDLE_SECONDS)
     raise TrainingStopped(f"study {study.study_name}: told to stop between two cells")
+
+
+def tell(study: optuna.Study, trial: optuna.Trial) -> None:
+    """Print what became of an attempt, where nobody else shows it."""
+    ended = study._storage.get_trial(trial._trial_id)
+    what = f"val HR@10 {ended.value:.4f}" if ended.value is not None else ended.user_attrs.get("error", "ended early")
+    attrs = ended.user_attrs
+    print(f"{attrs['arm']}, seed {attrs['seed']}, attempt {attrs['attempt']}: {what}", file=sys.stderr, flush=True)
 
 
 def at_work(place: Workplace, trial: optuna.Trial, beats: RDBStorage, grace: float) -> None:

@@ -144,6 +144,8 @@ def test_a_run_stopped_with_ctrl_c_goes_on_with_resume(tmp_path, data):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == f"stopped; go on with: skiprec train {data} --out cut --resume\n"
+    anew = run(tmp_path, "skiprec", "train", data, "--out", "cut")
+    assert_refused(anew, "ConfigError: cut: holds a run that is not finished; --resume goes on with it, or choose ")
     resumed = run(tmp_path, "skiprec", "train", data, "--out", "cut", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     a, b = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "cut"))

@@ -298,7 +298,7 @@ def test_a_win_over_s_minus_without_a_control_says_what_was_not_asked():
     ).run_all()
     assert answer(found_in(runs)).headline == (
         "Not shown to be due to these skips: S+ beats S-, but was not to be tested against the skips of other "
-        f"sessions, {OTHERS}; no other use of skips is shown to help."
+        f"sessions, {OTHERS}; no other use of skips is shown to beat S-."
     )
 
 

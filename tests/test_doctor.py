@@ -32,6 +32,7 @@ def where(tmp_path):
     study.set_user_attr("versions", {"skiprec": __version__, "numpy": numpy.__version__, "device": "cpu"})
     study.set_user_attr("dataset", str(dataset.path.resolve()))
     study.set_user_attr("dataset_digest", dataset.digest)
+    study.set_user_attr("cells", {})
     return where
 
 

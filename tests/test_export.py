@@ -125,7 +125,10 @@ def test_a_thousand_sessions_have_the_same_scores_and_best_wherever_they_are_ask
         inputs = Sessions(items, levels.to(torch.int8), levels >= 2, lengths)
         assert torch.allclose(candidates(inputs, some), scores[:, :10], atol=1e-5)
     ids = {item: i for i, item in enumerate(dataset.item_ids())}
-    for recommender in (load_recommender(work / kind), Recommender.load(work / f"{kind}-model" / "data" / "model")):
+    for recommender in (
+        load_recommender(str(work / kind)),
+        Recommender.load(work / f"{kind}-model" / "data" / "model"),
+    ):
         answers = recommender.recommend_many(asked, exclude="nothing")
         assert_same({"items": [a.items for a in answers], "scores": [a.scores for a in answers]}, scores, ids)
     pyfunc = mlflow.pyfunc.load_model(str(work / f"{kind}-model"))

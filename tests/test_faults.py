@@ -246,7 +246,10 @@ def test_a_worker_that_joins_from_elsewhere_is_told_to_stop_and_gives_its_cell_b
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     joined = subprocess.Popen(
-        command("study", "worker", study, *at(where), "--checkpoint-dir", shared, "--device", "cpu"), cwd=elsewhere
+        command("study", "worker", study, *at(where), "--checkpoint-dir", shared, "--device", "cpu"),
+        cwd=elsewhere,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
     def its_own():
@@ -255,7 +258,9 @@ def test_a_worker_that_joins_from_elsewhere_is_told_to_stop_and_gives_its_cell_b
     (trial,) = wait_for(its_own, process)
     told = time.monotonic()
     joined.send_signal(signal.SIGTERM)
-    assert joined.wait(timeout=60) == 75
+    _, said = joined.communicate(timeout=60)
+    assert joined.returncode == 75
+    assert f"joined study {study}: " in said
     assert time.monotonic() - told < SECONDS_TO_STOP
     _, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors

@@ -310,7 +310,8 @@ def test_a_missing_column_is_named_with_what_the_header_starts_with(tmp_path, co
     path = write_log(tmp_path / "log.csv", [log_row()], HEADER.replace(column, "other.csv"))
     first = "other.csv" if column == "session_id" else "session_id"
     assert refusal(path) == (
-        f"{path}, row 1: no column {column}; found '{first}' and 20 more, expected MSSD's column names"
+        f"{path}, row 1: no column {column}; found '{first}' and 20 more, expected MSSD's column names. "
+        "Where others mean these, --columns says so; `skiprec columns LOG` guesses"
     )
 
 

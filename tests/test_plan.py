@@ -33,7 +33,7 @@ def test_the_plan_says_cells_runs_claims_and_time_and_writes_nothing(tmp_path):
     recipe = Recipe(name="mine", asks="Do they?", sampler="exhaustive", settings=SMALL, arms=arms)
     text = plan_study(recipe, load_dataset(tmp_path / "data"), workers=2, device="cpu", show_progress=False)
     assert text.startswith("mine: Do they?\ndata: data (")
-    assert "4 cells and 10 confirming runs, 14 trainings: at most " in text
+    assert "4 cells and 10 confirming runs, 14 trainings: about " in text
     assert "every arm may spend the same" in text
     assert text.endswith(
         "claims, tested by the confirming runs (worthwhile from 1 points):\n  S+ is above S- in test/hr_at_10"

@@ -151,6 +151,7 @@ def assert_no_cell_is_shared(where):
     """Four processes, 60 waiting cells: every cell is claimed, each by one of them."""
     make_schema(where)
     study = optuna.create_study(storage=open_storage(where), study_name="s")
+    study.set_user_attr("cells", {})
     n_cells, n_workers = 60, 4
     refill(study, [Cell(str(i), "a", 1, {"x": i}) for i in range(n_cells)], max_attempts=1)
     spawn = multiprocessing.get_context("spawn")

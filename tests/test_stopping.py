@@ -1,16 +1,23 @@
 """Ctrl-C and SIGTERM while databases are in use."""
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 
+import optuna
 import pytest
 import sqlalchemy
 from test_watch import Worker, fake  # noqa: F401  the fixture is used by name
 
+from skiprec.errors import StudyError
 from study import watch
+from study.locks import make_schema
 from study.patience import patiently
+from study.run import check_name
 from study.stopping import pause, remembered
+from study.storage import open_storage, places
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
 
@@ -65,3 +72,60 @@ def test_a_pause_is_as_long_as_it_was_asked_for(monkeypatch):
     with remembered():
         pause(0.7)
     assert clock[0] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_that_is_swallowed_is_acted_on_at_the_next_pause(number, capsys):
+    """Python does that where it comes while an object is cleaned up after, and shows it; also within another one."""
+
+    class Cleaned:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    with remembered(raises=True):
+        Cleaned()
+        with remembered():
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            pause(0)
+    assert capsys.readouterr().err == ""
+
+
+def test_where_no_signal_can_come_nothing_is_listened_to():
+    """Python has signals in its main thread alone; a notebook may call from another."""
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def elsewhere():
+        with remembered(raises=True):
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+MADE_HALF = ["worker", "confirm", "report --out r", "export --out e", "sync", "status"]
+
+
+@pytest.mark.parametrize("command", MADE_HALF)
+def test_a_study_that_was_not_made_whole_is_refused_by_every_command(tmp_path, command):
+    """In one line that says what to do: its making was stopped."""
+    where = places(tmp_path / "mlruns", None, None)
+    make_schema(where)
+    optuna.create_study(study_name="half", storage=open_storage(where))
+    what, *options = command.split()
+    done = subprocess.run(
+        [sys.executable, "-m", "study", what, "half", *options], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "study half was not made whole; the command that made it, run again, does that" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".a", "a\\b", "a-confirm"])
+def test_a_name_that_no_folder_can_have_is_refused_before_anything_is_written(name):
+    with pytest.raises(StudyError, match="the study's name is"):
+        check_name(name)
+    check_name("a b-confirmed.1")

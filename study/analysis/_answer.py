@@ -159,8 +159,8 @@ def other_arms(found: Confirmed, arm: str) -> str:
         return ""
     better = list(dict.fromkeys(shown(c.claim.arm) for c in rest if c.verdict.word == "helps"))
     if not better:
-        return "; no other use of skips is shown to help"
-    return f"; of the other uses, {listed(better)} {'help' if len(better) > 1 else 'helps'}"
+        return "; no other use of skips is shown to beat S-"
+    return f"; of the other uses, {listed(better)} {'beat' if len(better) > 1 else 'beats'} S-"
 
 
 def figures(found: Confirmed, tested: TestedClaim) -> str:
