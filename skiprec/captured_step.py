@@ -30,7 +30,9 @@ class CapturedStep:
     """
 
     def __init__(self, device: torch.device, draws: Draws) -> None:
-        self.stream = torch.cuda.Stream(device)
+        # A thread's own, where it has one: there are 32 in all, and one more would be one of another thread's.
+        own = torch.cuda.current_stream(device)
+        self.stream = torch.cuda.Stream(device) if own == torch.cuda.default_stream(device) else own
         self.draws = draws
         self.done = 0
         self.graph: torch.cuda.CUDAGraph | None = None

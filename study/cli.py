@@ -27,7 +27,8 @@ CheckpointDir = Annotated[
     Path | None, typer.Option(help="Of the resume points, if not in MLRUNS: a folder that all machines share.")
 ]
 TrialsPerDevice = Annotated[
-    int, typer.Option(min=1, help="That each process has at work side by side, for a GPU that one does not fill.")
+    int,
+    typer.Option(min=1, max=32, help="That each process has at work side by side, for a GPU that one does not fill."),
 ]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow's database or server, if it is not MLRUNS/mlflow.db.")]
 

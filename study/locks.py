@@ -13,6 +13,7 @@ import sqlalchemy
 from skiprec.errors import StudyError
 from skiprec.files import sync_folder, writing_to
 from study.patience import patiently
+from study.stopping import LOOK_SECONDS, pause
 from study.storage import DATABASE_ERRORS, Places, failure, is_server, open_engine, server_engine, with_settings
 
 
@@ -82,6 +83,27 @@ class ClaimLock(AbstractContextManager[None]):
             self._here.release()
 
 
+class FileClaimLock(AbstractContextManager[None]):
+    """A lock file, for moments and again and again; who waits for it can be told to stop.
+
+    Args:
+        path: Of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = filelock.FileLock(path)  # of each thread its own
+
+    def __enter__(self) -> None:
+        while True:
+            with suppress(filelock.Timeout):
+                self._lock.acquire(timeout=LOOK_SECONDS)
+                return
+            pause(0)
+
+    def __exit__(self, *error: Any) -> None:
+        self._lock.release()
+
+
 def claim_lock(where: Places, study: str) -> AbstractContextManager[object]:
     """What a worker holds while it claims a cell, or chooses its point.
 
@@ -92,7 +114,7 @@ def claim_lock(where: Places, study: str) -> AbstractContextManager[object]:
     if is_server(where.storage):
         return ClaimLock(where.storage, f"claim {study}")
     database = Path(where.storage.removeprefix("sqlite:///"))  # whatever the other options of a command are
-    return filelock.FileLock(database.with_name(f"{database.name}.{study}.claim"))
+    return FileClaimLock(database.with_name(f"{database.name}.{study}.claim"))
 
 
 @contextmanager

@@ -182,13 +182,15 @@ def stage_of(study: optuna.Study) -> Progress:
     return progress(study.get_trials(deepcopy=False), planned_cells(study), recipe["max_attempts"])
 
 
-def refill(study: optuna.Study, cells: list[Cell], max_attempts: int) -> None:
+def refill(study: optuna.Study, cells: list[Cell], max_attempts: int, check: Callable[[], None] = lambda: None) -> None:
     """Queue every cell that is to be tried, or tried again, and has no trial waiting for that.
 
-    Safe to call at any time by whoever holds the lock under which cells are claimed.
+    Safe to call at any time by whoever holds the lock under which cells are claimed, and to be left half-way: `check`
+    is called before each cell, and may raise.
     """
     by_cell = attempts(study.get_trials(deepcopy=False))
     for cell in cells:
+        check()
         trials = by_cell.get(cell.id, [])
         is_queued = any(trial.state == TrialState.WAITING for trial in trials)
         if cell_status(trials, max_attempts) == "waiting" and not is_queued:

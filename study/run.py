@@ -1,6 +1,7 @@
 """Making a study or going on with one, starting its workers, and what it has come to. What `study run` calls."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -208,8 +209,9 @@ def carry_out(
         KeyboardInterrupt: After Ctrl-C, when every worker has given its cell back.
     """
     at_once = workers * trials_per_device
-    with study_errors(where), run_lock(where, making.name):
+    with remembered(), study_errors(where), run_lock(where, making.name):
         study = create(where, making, at_once, device, offline)
+        pause(0)
         try:
             end_dead(where, study)
             if not offline:
@@ -219,7 +221,7 @@ def carry_out(
                     print(f"warning: {error}", file=sys.stderr)
                 reopen_run(open_tracker(where), study.user_attrs["parent_run"])
             with claim_lock(where, making.name):
-                refill(study, planned_cells(study), making.recipe.max_attempts)
+                refill(study, planned_cells(study), making.recipe.max_attempts, check=functools.partial(pause, 0))
             allow(study, max_cells=max_cells, budget_seconds=budget_seconds, now=datetime.now(UTC))
             if workers:
                 study.set_user_attr("workers", at_once)
@@ -271,6 +273,9 @@ def introduce(study: optuna.Study, making: Making, at_once: int, device: str) ->
     name, dataset = making.name, making.dataset
     threads = making.threads or max(1, (os.cpu_count() or 1) // max(1, at_once))
     chosen = settle(device, threads)
+    pause(0)
+    with remembered(raises=True):  # takes minutes, and asks no database
+        baselines_found, described = baseline_metrics(dataset, making, chosen), description(dataset)
     about = dict(making.about) | {
         "recipe": dataclasses.asdict(making.recipe),
         "defaults": flatten(TrainConfig()),
@@ -278,14 +283,14 @@ def introduce(study: optuna.Study, making: Making, at_once: int, device: str) ->
         "dataset_digest": dataset.digest,
         "dataset_counts": dataset.manifest.counts,
         "dropped": dataset.manifest.dropped,
-        "description": description(dataset),
+        "description": described,
         "threads": threads,
         "experiment": making.experiment or name,
         "experiment_id": None,  # as its own run: the tracker's to give
         "parent_run": None,
         "splits": list(making.splits),
         "grace_seconds": making.grace_seconds,
-        "baselines": baseline_metrics(dataset, making, chosen),
+        "baselines": baselines_found,
         "versions": environment(chosen),
         "git_commit": git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -363,16 +368,14 @@ def supervise(
         name = worker_name(process)
         return any(t.user_attrs.get("worker") == name for t in study.get_trials(deepcopy=False))
 
-    pause(0)  # a signal that was swallowed
-    with remembered():
-        crew = Crew(where, study.study_name, device, workers, on_death, trials_per_device)
-        try:
-            watch(study, crew, show_progress)
-        except KeyboardInterrupt:
-            print("stopping: workers give their cells back at the last epoch's end", file=sys.stderr)
-            raise
-        finally:
-            crew.stop()
+    crew = Crew(where, study.study_name, device, workers, on_death, trials_per_device)
+    try:
+        watch(study, crew, show_progress)
+    except KeyboardInterrupt:
+        print("stopping: workers give their cells back at the last epoch's end", file=sys.stderr)
+        raise
+    finally:
+        crew.stop()
     stage = stage_of(study)
     if crew.failed or not (stage.is_finished or allowance_of(study).is_spent(study, datetime.now(UTC))):
         raise StudyError(

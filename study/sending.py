@@ -21,8 +21,13 @@ from study.queue import RUN_KEY
 
 FILE_SECONDS = 120
 """How long a server may take to store a file."""
-_ASKING = threading.RLock()
-"""Held while the tracker is asked: how is said in the environment, which a process has one of."""
+RETRIES, TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_ASKING: list[int] = []
+"""Seconds of the calls that are under way, in threads of this process."""
+_BEFORE: dict[str, str | None] = {}
+"""What the environment said before the first of them."""
+_CHANGING = threading.Lock()
+"""Held while either is changed, and the environment with them."""
 
 
 class Unreachable(StudyError):
@@ -38,26 +43,40 @@ def outages(seconds: int) -> Iterator[None]:
     """Call the tracker, and tell its absence from its refusals.
 
     Args:
-        seconds: How long a server may take to answer. It is asked once: MLflow's own retries could make a run twice.
+        seconds: How long a server may take to answer; of several calls at the same time the longest. It is asked once:
+            MLflow's own retries could make a run twice.
 
     Raises:
         Unreachable: If it cannot be reached, takes too long, or fails by itself.
     """
-    # MLflow's client reads these at each request.
-    once = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
-    with _ASKING:
-        before = {name: os.environ.get(name) for name in once}
-        os.environ.update(once)
+    with asking(seconds):
         try:
             yield
         except (MlflowException, requests.RequestException, OperationalError) as error:
             if not is_outage(error):
                 raise
             raise Unreachable(str(error).splitlines()[0]) from error
-        finally:
-            os.environ.update({name: value for name, value in before.items() if value is not None})
-            for name in (name for name, value in before.items() if value is None):
-                del os.environ[name]
+
+
+@contextmanager
+def asking(seconds: int) -> Iterator[None]:
+    """Say in the environment, where MLflow's client looks at each request, how the tracker is asked."""
+    with _CHANGING:
+        if not _ASKING:
+            _BEFORE.update({name: os.environ.get(name) for name in (RETRIES, TIMEOUT)})
+        _ASKING.append(seconds)
+        os.environ |= {RETRIES: "0", TIMEOUT: str(max(_ASKING))}
+    try:
+        yield
+    finally:
+        with _CHANGING:
+            _ASKING.remove(seconds)
+            if _ASKING:
+                os.environ[TIMEOUT] = str(max(_ASKING))
+            else:
+                for name, value in _BEFORE.items():
+                    os.environ.pop(name, None)
+                    os.environ |= {} if value is None else {name: value}
 
 
 def is_outage(error: MlflowException | requests.RequestException | OperationalError) -> bool:

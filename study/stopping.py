@@ -14,6 +14,8 @@ LOOK_SECONDS = 0.2
 
 _told: list[int] = []
 """The signals that came. Of the process, as its handlers are."""
+_listening: list[None] = []
+"""One for each `remembered` that is entered."""
 
 
 @contextmanager
@@ -39,16 +41,19 @@ def remembered(*, raises: bool = False) -> Iterator[None]:
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):  # or it was swallowed, and is remembered
             hook(unraisable)
 
-    before, hook = len(_told), sys.unraisablehook
+    hook = sys.unraisablehook
     earlier = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
     sys.unraisablehook = tell
+    _listening.append(None)
     try:
         yield
     finally:
         sys.unraisablehook = hook
         for number, handler in earlier.items():
             signal.signal(number, handler)
-        del _told[before:]
+        _listening.pop()
+        if not _listening:  # what ended the inner one is to end what waits in the outer one, too
+            _told.clear()
 
 
 def pause(seconds: float) -> None:

@@ -66,6 +66,10 @@ class StopFlag:
     def _set(self, number: int, frame: object) -> None:
         self.is_set = True
 
+    def tell(self) -> None:
+        """As a signal does."""
+        self.is_set = True
+
     def is_told(self) -> bool:
         """Whether somebody said so."""
         return self.is_set or (self.parent is not None and os.getppid() != self.parent)
@@ -89,6 +93,9 @@ def work(where: Places, name: str, device: str, parent: int | None = None, trial
         StudyError: If the dataset is not the study's, or a database fails.
     """
     should_stop = StopFlag(parent)
+    # Before, graphs that threads capture share a list of generators without a lock.
+    if trials_per_device > 1 and settle(device, 1).type == "cuda" and torch.__version__ < (2, 13):
+        raise StudyError(f"--trials-per-device {trials_per_device} needs torch 2.13 on a GPU, here {torch.__version__}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with study_errors(where):
         study = open_study(where, name)
@@ -101,8 +108,13 @@ def work(where: Places, name: str, device: str, parent: int | None = None, trial
             stage = stage_of(study)
             print(f"joined study {name}: {stage.ended} of {stage.planned} cells are done", file=sys.stderr, flush=True)
         should_stop.listen()
+
+        def take_cells(place: Workplace) -> None:
+            with own_stream(place.device):
+                until_done(place, beats, grace, should_stop)
+
         try:
-            side_by_side([functools.partial(until_done, p, beats, grace, should_stop) for p in (place, *others)])
+            side_by_side([functools.partial(take_cells, p) for p in (place, *others)], should_stop.tell)
         except TrainingStopped:
             if should_stop.is_told():
                 raise
@@ -115,13 +127,33 @@ def work(where: Places, name: str, device: str, parent: int | None = None, trial
             send_waiting(place.home, place.spool)
 
 
-def side_by_side(works: list[Callable[[], None]]) -> None:
-    """Do the first here, where signals are heard, and each other in a thread; and see all end, whatever one raises."""
+def side_by_side(works: list[Callable[[], None]], stop: Callable[[], None]) -> None:
+    """Do the first here, where signals are heard, and each other in a thread; and see all end.
+
+    Args:
+        works: Each raises TrainingStopped when it was told to stop.
+        stop: Called when one raises anything else: tells the others to.
+
+    Raises:
+        Exception: What one of them raised; TrainingStopped only if none raised anything else.
+    """
+    errors: list[Exception] = []
+
+    def seen(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            errors.append(error)
+            if not isinstance(error, TrainingStopped):
+                stop()
+
     with ThreadPoolExecutor(max(1, len(works) - 1), thread_name_prefix="trials") as pool:
-        others = [pool.submit(work) for work in works[1:]]
-        works[0]()
+        others = [pool.submit(seen, work) for work in works[1:]]
+        seen(works[0])
     for other in others:
         other.result()
+    if errors:
+        raise min(errors, key=lambda error: isinstance(error, TrainingStopped))
 
 
 def until_done(place: Workplace, beats: RDBStorage, grace: float, should_stop: StopFlag) -> None:
@@ -180,7 +212,6 @@ def at_work(place: Workplace, trial: optuna.Trial, beats: RDBStorage, grace: flo
     limit = place.recipe.max_seconds
     seconds = grace / BEATS_PER_GRACE
     with (
-        own_stream(place.device),
         suppress(UpdateFinishedTrialError),  # it was ended by another process
         beating(beats, trial, seconds=seconds, limit_seconds=limit, on_limit=on_limit),
     ):

@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from optuna.trial import TrialState
 from test_faults import at_work, wait_for
 from test_study import LONG, RECIPE, assert_whole, command, data, open_study, run  # noqa: F401  a fixture, by name
 
-from skiprec.errors import StudyError
+from skiprec.errors import StudyError, TrainingStopped
 from study.run import launch
 from study.sending import outages
 from study.storage import places
@@ -31,7 +32,7 @@ def test_trials_side_by_side_are_what_they_are_one_by_one(data, tmp_path):  # no
         launch(str(tmp_path / "tiny.toml"), data, mlruns=folder / "mlruns", **options)
         assert_whole(folder, planned=4)
         study, trials = open_study(folder)
-        assert study.user_attrs["threads"] == 1
+        assert (study.user_attrs["threads"], study.user_attrs["workers"]) == (1, n)
         cells = {t.user_attrs["cell"]: (t.user_attrs["result"]["weights"], t.value) for t in trials}
         results.append(cells)
         spans = sorted((t.datetime_start, t.datetime_complete) for t in trials)
@@ -64,18 +65,30 @@ def test_a_worker_told_to_stop_gives_all_its_cells_back(data, tmp_path):  # noqa
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_what_one_of_them_raises_is_raised_when_all_have_ended(failing):
-    """Whoever it is, the one that runs here or another."""
-    ended = []
+    """Whoever it is, the one that runs here or another; the others are told to stop, and that they did is no error."""
+    told = threading.Event()
 
     def work(i):
-        time.sleep(0.05 * (i != failing))
         if i == failing:
             raise StudyError(f"of {i}")
-        ended.append(i)
+        assert told.wait(10)
+        raise TrainingStopped(f"{i} was told")
 
     with pytest.raises(StudyError, match=f"of {failing}"):
-        side_by_side([lambda i=i: work(i) for i in range(3)])
-    assert sorted(ended) == [i for i in range(3) if i != failing]
+        side_by_side([lambda i=i: work(i) for i in range(3)], told.set)
+
+
+def test_all_that_were_told_to_stop_have_stopped():
+    """And nothing is raised where all came to their end."""
+    stops = []
+
+    def stopped():
+        raise TrainingStopped("told")
+
+    with pytest.raises(TrainingStopped, match="told"):
+        side_by_side([lambda: None, stopped, stopped], lambda: stops.append(1))
+    side_by_side([lambda: None] * 3, lambda: stops.append(1))
+    assert not stops
 
 
 def test_threads_that_ask_the_tracker_leave_the_environment_as_it_was(monkeypatch):
@@ -86,14 +99,32 @@ def test_threads_that_ask_the_tracker_leave_the_environment_as_it_was(monkeypatc
     def ask(seconds):
         for _ in range(50):
             with outages(seconds):
-                found.append((seconds, os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
+                said = [os.environ[n] for n in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES")]
+                found.append((seconds, *said))
                 time.sleep(0.0005)
 
     found = []
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(ask, (1, 2, 3)))
     assert len(found) == 150
-    assert all(str(seconds) == said for seconds, said in found)
+    assert all(seconds <= int(said) <= 3 and retries == "0" for seconds, said, retries in found)
     environment = os.environ
     assert environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in environment
+
+
+@pytest.mark.slow
+def test_points_that_are_drawn_are_the_same_side_by_side(data, tmp_path):  # noqa: F811
+    """Each trial has a sampler of its own: by whichever thread it is drawn, and whatever others draw meanwhile."""
+    text = RECIPE.replace('"exhaustive"', '"random"\ncells_per_arm = 3').replace(
+        "[0.001, 0.01]", "{ low = 0.001, high = 0.01, log = true }"
+    )
+    (tmp_path / "tiny.toml").write_text(text)
+    found = []
+    for n in (1, 4):
+        folder = tmp_path / str(n)
+        options = {"threads": 1, "trials_per_device": n, "device": "cpu", "show_progress": False}
+        launch(str(tmp_path / "tiny.toml"), data, mlruns=folder / "mlruns", **options)
+        _, trials = open_study(folder)
+        found.append(sorted((t.number, t.params["learning_rate"], t.user_attrs["result"]["weights"]) for t in trials))
+    assert found[0] == found[1]

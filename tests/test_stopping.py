@@ -13,8 +13,9 @@ from test_watch import Worker, fake  # noqa: F401  the fixture is used by name
 
 from skiprec.errors import StudyError
 from study import watch
-from study.locks import make_schema
+from study.locks import claim_lock, make_schema
 from study.patience import patiently
+from study.queue import Cell, refill
 from study.run import check_name
 from study.stopping import pause, remembered
 from study.storage import open_storage, places
@@ -104,6 +105,48 @@ def test_where_no_signal_can_come_nothing_is_listened_to():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_who_waits_for_the_lock_of_claims_can_be_told_to_stop(tmp_path):
+    """A hung worker may hold it."""
+    where = places(tmp_path, None, None)
+    held, released = threading.Event(), threading.Event()
+
+    def hold():
+        with claim_lock(where, "s"):
+            held.set()
+            released.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    timer = threading.Timer(0.5, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
+    timer.start()
+    with remembered(), pytest.raises(KeyboardInterrupt), claim_lock(where, "s"):
+        pass
+    released.set()
+    thread.join()
+    timer.join()
+    with claim_lock(where, "s"):
+        pass
+
+
+def test_filling_the_queue_can_be_left_half_way(tmp_path):
+    """Between two cells; the rest is queued the next time, and none twice."""
+    study = optuna.create_study(storage=open_storage(places(tmp_path, None, None)))
+    cells = [Cell(str(i), "a", 1, {}) for i in range(5)]
+    with remembered():
+
+        def check():
+            if len(study.trials) == 2:
+                signal.raise_signal(signal.SIGTERM)
+            pause(0)
+
+        with pytest.raises(KeyboardInterrupt):
+            refill(study, cells, 1, check)
+    assert len(study.trials) == 2
+    refill(study, cells, 1)
+    assert [t.user_attrs["cell"] for t in study.trials] == list("01234")
 
 
 MADE_HALF = ["worker", "confirm", "report --out r", "export --out e", "sync", "status"]
