@@ -17,6 +17,7 @@ WARM_UP_STEPS = 3
 """Steps without a graph first: kernels are compiled in them, libraries started, optimiser states made."""
 
 _CAPTURING = threading.Lock()
+"""Held by the thread that captures."""
 
 
 class CapturedStep:

@@ -8,7 +8,7 @@ needs torch or MLflow, so that `study status` answers at once.
 import dataclasses
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -46,9 +46,18 @@ def planned_cells(study: optuna.Study) -> list[Cell]:
         StudyError: If its making was stopped half-way.
     """
     about = study.user_attrs
-    if "cells" not in about:
-        raise StudyError(f"study {study.study_name} was not made whole; the command that made it, run again, does that")
+    refuse_half_made(study.study_name, about)
     return [Cell(identity, **cell) for identity, cell in about["cells"].items()]
+
+
+def refuse_half_made(name: str, about: Mapping[str, Any]) -> None:
+    """Refuse a study that does not say what its cells are.
+
+    Raises:
+        StudyError: If its making was stopped half-way.
+    """
+    if "cells" not in about:
+        raise StudyError(f"study {name} was not made whole; the command that made it, run again, does that")
 
 
 def enqueue(study: optuna.Study, cell: Cell, attempt: int) -> None:

@@ -251,8 +251,8 @@ def create(where: Places, making: Making, at_once: int, device: str, offline: bo
         make_tracking_schema(where)
     name, dataset = making.name, making.dataset
     study = optuna.create_study(study_name=name, storage=open_storage(where), direction="maximize", load_if_exists=True)
-    refuse_other_version(study)
     attrs = study.user_attrs
+    refuse_other_version(name, attrs)
     told = json.loads(json.dumps(dataclasses.asdict(making.recipe)))
     if "cells" in attrs:  # which is written last
         differs = differences(attrs["recipe"], told)

@@ -1,7 +1,7 @@
 """Where a study lives: the databases' addresses, opening them, and their failures as one line."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from optuna.storages import RDBStorage
 from skiprec import __version__
 from skiprec.errors import ConfigError, StudyError
 from study.patience import PatientStorage
-from study.queue import planned_cells
+from study.queue import refuse_half_made
 
 CONFIRM = "-confirm"
 """What the name of a study's confirming runs ends with."""
@@ -241,8 +241,9 @@ def open_study(where: Places, name: str | None) -> optuna.Study:
         found = f"found {', '.join(names) or 'none'}"
         raise StudyError(f"no study named '{name}', {found}" if name else f"name a study, {found}")
     study = optuna.load_study(study_name=name, storage=storage)
-    refuse_other_version(study)
-    planned_cells(study)
+    about = study.user_attrs
+    refuse_other_version(name, about)
+    refuse_half_made(name, about)
     return study
 
 
@@ -257,15 +258,15 @@ def open_studies(where: Places, name: str | None) -> list[optuna.Study]:
     return [study, open_study(where, confirming)] if has_study(where, confirming) else [study]
 
 
-def refuse_other_version(study: optuna.Study) -> None:
+def refuse_other_version(name: str, about: Mapping[str, Any]) -> None:
     """Refuse a study that another version of this program made: what it says of itself may mean something else there.
 
     Raises:
         ConfigError: With both versions.
     """
-    made_with = study.user_attrs.get("versions", {}).get("skiprec", __version__)
+    made_with = about.get("versions", {}).get("skiprec", __version__)
     if made_with.split(".")[:2] != __version__.split(".")[:2]:
         raise ConfigError(
-            f"study {study.study_name} was made by skiprec {made_with}, this is {__version__}: use that for it, "
+            f"study {name} was made by skiprec {made_with}, this is {__version__}: use that for it, "
             "or make another study, with another --name"
         )

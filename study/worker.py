@@ -61,10 +61,7 @@ class StopFlag:
     def listen(self) -> None:
         """Take signals from now on. Before, they end the process at once, which has nothing then to be given back."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._set)
-
-    def _set(self, number: int, frame: object) -> None:
-        self.is_set = True
+            signal.signal(number, lambda *_: self.tell())
 
     def tell(self) -> None:
         """As a signal does."""
@@ -105,8 +102,7 @@ def work(where: Places, name: str, device: str, parent: int | None = None, trial
         # A study object each: the sampler that it holds is the trial's.
         others = [dataclasses.replace(place, study=open_study(where, name)) for _ in range(trials_per_device - 1)]
         if parent is None:
-            stage = stage_of(study)
-            print(f"joined study {name}: {stage.ended} of {stage.planned} cells are done", file=sys.stderr, flush=True)
+            print(f"joined study {name}", file=sys.stderr, flush=True)
         should_stop.listen()
 
         def take_cells(place: Workplace) -> None:

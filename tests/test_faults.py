@@ -260,7 +260,7 @@ def test_a_worker_that_joins_from_elsewhere_is_told_to_stop_and_gives_its_cell_b
     joined.send_signal(signal.SIGTERM)
     _, said = joined.communicate(timeout=60)
     assert joined.returncode == 75
-    assert f"joined study {study}: " in said
+    assert f"joined study {study}\n" in said
     assert time.monotonic() - told < SECONDS_TO_STOP
     _, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors

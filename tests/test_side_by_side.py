@@ -108,9 +108,8 @@ def test_threads_that_ask_the_tracker_leave_the_environment_as_it_was(monkeypatc
         list(pool.map(ask, (1, 2, 3)))
     assert len(found) == 150
     assert all(seconds <= int(said) <= 3 and retries == "0" for seconds, said, retries in found)
-    environment = os.environ
-    assert environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
-    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in environment
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
 @pytest.mark.slow
