@@ -1,12 +1,13 @@
 """Weights as safetensors, together with the configuration and the data that made them, under one checksum.
 
-Written tensor by tensor: a checkpoint of a million items, all of it made in memory first, would take twice what
-training does.
+Written piece by piece: a checkpoint of a million items, all of it made in memory first, would take twice what training
+does. Each piece is hashed by one thread as another one writes it.
 """
 
-import itertools
+import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,41 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from skiprec.errors import CheckpointError
-from skiprec.files import canonical_json, sha256, sha256_of, write_file
+from skiprec.files import canonical_json, replacing, sha256
+from skiprec.large_file import LargeFile
 
 FORMAT = 2
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int32: "I32", torch.int64: "I64"}
 """Those that checkpoints hold, by safetensors' names."""
+PIECE_BYTES = 1 << 22
+"""Of a tensor that are hashed and written at a time."""
 
 
 def weights_digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 of names, dtypes, shapes and values, in the order of the names."""
-
-    def parts() -> Iterator[bytes | memoryview]:
-        for name, tensor in sorted(tensors.items()):
-            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-            yield data(tensor)
-
-    return sha256_of(parts())
+    digest = hashlib.sha256()
+    for before, values in pieces(tensors):
+        digest.update(before)
+        digest.update(values)
+    return digest.hexdigest()
 
 
-def data(tensor: Tensor) -> memoryview:
-    """A tensor's bytes, row after row."""
-    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
+def pieces(tensors: dict[str, Tensor]) -> Iterator[tuple[bytes, memoryview]]:
+    """The bytes of all tensors, some rows at a time, in the order of the names.
+
+    Yields:
+        What the digest has before these values: at a tensor's start its name, dtype, shape and length; and the values.
+    """
+    for name, tensor in sorted(tensors.items()):
+        label = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        before = len(label).to_bytes(8, "little") + label + tensor.nbytes.to_bytes(8, "little")
+        # Its rows may lie apart, or on a device: as much is copied as is worked on.
+        n_rows = len(tensor) if tensor.ndim else 1
+        rows = max(1, PIECE_BYTES * n_rows // max(1, tensor.nbytes))
+        for start in range(0, max(1, n_rows), rows):
+            part = tensor[start : start + rows] if tensor.ndim else tensor
+            yield before, part.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
+            before = b""
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -50,19 +65,38 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], about: dict[str, Any
     Raises:
         OutputError: If it cannot be written.
     """
-    write_file(path, itertools.chain([head(tensors, about)], (data(tensor) for _, tensor in sorted(tensors.items()))))
+    digest = hashlib.sha256()
+
+    def take(before: bytes, values: memoryview) -> None:
+        digest.update(before)
+        digest.update(values)
+
+    # The checksum stands at the start and is known at the end: as many zeros keep its place.
+    with replacing(path) as beside, LargeFile(beside) as file, ThreadPoolExecutor(1) as hasher:
+        file.write(head(tensors, about, "0" * 64))
+        for before, values in pieces(tensors):
+            taken = hasher.submit(take, before, values)
+            file.write(values)
+            taken.result()
+        file.write_start(head(tensors, about, digest.hexdigest()))
 
 
-def head(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
-    """What stands before a checkpoint's values: the same for the same contents."""
+def head(tensors: dict[str, Tensor], about: dict[str, Any], digest: str) -> bytes:
+    """What stands before a checkpoint's values: the same for the same contents.
+
+    Args:
+        tensors: By name.
+        about: Plain values.
+        digest: `weights_digest` of the tensors.
+    """
     # What the tensors belong to is under the checksum as well as the tensors.
-    checksum = sha256(canonical_json(about).encode(), weights_digest(tensors).encode())
+    checksum = sha256(canonical_json(about).encode(), digest.encode())
     header: dict[str, Any] = {
         "__metadata__": {"skiprec": canonical_json(about | {"format": FORMAT, "checksum": checksum})}
     }
     start = 0
     for name, tensor in sorted(tensors.items()):
-        stop = start + tensor.numel() * tensor.element_size()
+        stop = start + tensor.nbytes
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, stop]}
         start = stop
     text = canonical_json(header).encode()
@@ -93,7 +127,7 @@ def load_checkpoint(path: Path, *, dataset_digest: str | None = None) -> tuple[d
         file_format = about.pop("format")
         del about["checksum"]
         # Made again from what was read, checksum included: no byte of the file can differ from what was written.
-        is_whole = file_format != FORMAT or head(tensors, about) == start
+        is_whole = file_format != FORMAT or head(tensors, about, weights_digest(tensors)) == start
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}), expected a checkpoint") from error
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -26,11 +26,6 @@ def canonical_json(value: Any) -> str:
 
 def sha256(*parts: bytes | memoryview) -> str:
     """Hexadecimal SHA-256 of the parts, each preceded by its length, so that moving a border changes the digest."""
-    return sha256_of(parts)
-
-
-def sha256_of(parts: Iterable[bytes | memoryview]) -> str:
-    """As `sha256`, of parts that need not be in memory together."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -69,6 +64,26 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Fill a file beside `path` and rename it into place when the block ends well; an earlier file stays until then.
+
+    Yields:
+        The file to fill, which is to be on disk when the block ends.
+
+    Raises:
+        OutputError: If the disk is full or the place cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing_to(path):
+        try:
+            yield beside
+            os.replace(beside, path)
+            sync_folder(path.parent)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
 def write_file(path: Path, content: bytes | str | Iterable[bytes | memoryview]) -> None:
     """Put content at path whole or not at all; an earlier file stays until the new one is complete.
 
@@ -81,18 +96,11 @@ def write_file(path: Path, content: bytes | str | Iterable[bytes | memoryview]) 
     """
     whole = content.encode() if isinstance(content, str) else content
     parts = [whole] if isinstance(whole, bytes) else whole
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with writing_to(path):
-        try:
-            with open(beside, "wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-            sync_folder(path.parent)
-        finally:
-            beside.unlink(missing_ok=True)
+    with replacing(path) as beside, open(beside, "wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def refuse_existing(path: Path) -> None:

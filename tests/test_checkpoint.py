@@ -10,6 +10,7 @@ import torch
 
 from skiprec.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from skiprec.errors import CheckpointError
+from skiprec.files import sha256
 
 TENSORS = {
     "a": torch.tensor([[1.0, -2.5], [0.0, 3e-8]]),
@@ -192,3 +193,25 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "c.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "held\n"), done.stderr
+
+
+@pytest.mark.parametrize("piece", [1, 8, 100, 1 << 22])
+def test_pieces_make_no_difference(tmp_path, monkeypatch, piece):
+    """However many rows are written at a time: the bytes of all tensors, and a digest made by hand of all at once."""
+    table = torch.randn(7, 2, 3)
+    tensors = {
+        "strided": table[:, 1],
+        "none": torch.empty(0, 4),
+        "scalar": torch.tensor(2.5),
+        "numbers": torch.arange(9),
+    }
+    parts = []
+    for name in sorted(tensors):
+        values = tensors[name].contiguous().numpy()
+        parts += [f"{name} {tensors[name].dtype} {values.shape}".encode(), values.tobytes()]
+    monkeypatch.setattr("skiprec.checkpoint.PIECE_BYTES", piece)
+    assert weights_digest(tensors) == sha256(*parts)
+    save_checkpoint(tmp_path / "c", tensors, ABOUT)
+    assert (tmp_path / "c").read_bytes().endswith(b"".join(parts[1::2]))
+    loaded, _ = load_checkpoint(tmp_path / "c")
+    assert {n: t.tolist() for n, t in loaded.items()} == {n: t.tolist() for n, t in tensors.items()}
