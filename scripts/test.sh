@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 . scripts/environment.sh test
 ruff check .
 ruff format --check .
-# A process a core; the tests of one file stay together, as they share what they start.
-python -m pytest -n auto --dist loadfile --durations 20 "$@"
+# A process a core; the tests of one file stay together, as they share what they start, and files keep their order.
+python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 20 "$@"
