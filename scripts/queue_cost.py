@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from skiprec import __version__
 from skiprec.config import flatten
-from skiprec.trainer import TrainConfig
+from skiprec.train_config import TrainConfig
 from study.allowance import allowance_of
 from study.locks import claim_lock, make_schema
 from study.queue import Cell, Queue, enqueue, finish

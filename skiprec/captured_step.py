@@ -21,7 +21,7 @@ _CAPTURING = threading.Lock()
 
 
 class CapturedStep:
-    """Does the steps of one trainer, all of the same shape.
+    """Does the steps of one learner, all of the same shape.
 
     Nothing in a step may ask the device for a value, and what it changes must stay where it is in memory.
 
@@ -71,16 +71,17 @@ class CapturedStep:
 
     def _capture(self, batch: Batch, step: Callable[[Batch], Tensor]) -> None:
         self.batch = Batch(*(values.clone() for values in tensors(batch)))
-        self.graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         for generator in self.draws.generators.values():
-            self.graph.register_generator_state(generator)
+            graph.register_generator_state(generator)
         # By one thread at a time: to synchronise the device, as a capture begins, would break another's. What other
         # threads do meanwhile, such as taking memory, is no part of it and is no error of theirs.
         with _CAPTURING:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()  # the graph has memory of its own; what the warm-up took is free for it
-            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.result = step(self.batch)
+        self.graph = graph  # now: after an error, such as for want of memory, there is none
 
 
 def tensors(batch: Batch) -> list[Tensor]:

@@ -203,7 +203,7 @@ def train(
     train_config = resolve(preset, config, settings or [], threads=os.cpu_count() or 1)
     dataset = load_dataset(data)
     run = Run(dataset, train_config, out, device=settle(device, train_config.threads))
-    print(run.trainer.optimizer_note)
+    print(run.trainer.learner.optimizer_note)
     try:
         for _ in run.epochs():
             pass

@@ -15,7 +15,7 @@ import tomli_w
 from skiprec.checking import checked, unknown
 from skiprec.errors import ConfigError
 from skiprec.model import ModelConfig
-from skiprec.trainer import TrainConfig
+from skiprec.train_config import TrainConfig
 from skiprec.training_loss import LossConfig
 
 Value = bool | int | float | str

@@ -262,6 +262,14 @@ class DeferredAdam(torch.optim.Optimizer):
                 second.mul_(decay2)
         self._start_deferring(table)
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Be as before the first step, with no moments and nothing to make up for. Weights stay as they lie there."""
+        for table, _ in self._tables():
+            for name in ("step", "exp_avg", "exp_avg_sq"):
+                self.state[table][name].zero_()
+            self._start_deferring(table)
+
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim.Adam's, with every row up to date."""
         self.flush()

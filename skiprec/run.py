@@ -35,7 +35,8 @@ from skiprec.files import new_folder, write_file
 from skiprec.model import SequenceEncoder
 from skiprec.recommend import Recommender
 from skiprec.tracking import NullTracker, Tracker
-from skiprec.trainer import SELECTED_BY, EpochResult, TrainConfig, Trainer
+from skiprec.train_config import TrainConfig
+from skiprec.trainer import SELECTED_BY, EpochResult, Trainer
 
 CONFIG = "config.toml"
 HISTORY = "history.jsonl"
@@ -163,7 +164,7 @@ class Run:
             "full_eval_seconds": full_eval_seconds,
             "save_seconds": self.save_seconds,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "optimizer": self.trainer.optimizer_note,
+            "optimizer": self.trainer.learner.optimizer_note,
             "environment": environment(self.trainer.device),
         }
         write_file(self.folder / RECORD, json.dumps(record, indent=2) + "\n")

@@ -81,6 +81,7 @@ def training_loss(
     model: SequenceEncoder,
     batch: Batch,
     config: LossConfig,
+    weights: Float[Tensor, " 2"],
     draws: Draws,
     read: Reader,
     buffers: Buffers,
@@ -94,13 +95,15 @@ def training_loss(
     Args:
         model: The encoder.
         batch: Training prefixes.
-        config: What to minimise.
+        config: What to minimise. Of alpha it says whether it is 0.
+        weights: Alpha and beta, on the device: they may change from step to step where a step is captured.
         draws: Started for this step.
         read: Gives rows of the item table as they are now.
         buffers: Memory of the steps before.
         plays_up_to: Plays of all items up to an index, that item's included; read by negative_scope "popular" alone.
     """
     device = batch.items.device
+    alpha, beta = weights
     masked = None
     if not model.is_causal:
         masked = draw_masked_positions(
@@ -144,13 +147,13 @@ def training_loss(
         negative_mask,
         # Index i - 1 of the catalogue is item i; what is computed at padding has no weight.
         (target_items - 1).clamp(min=0) if config.negatives == "full" else None,
-        torch.full((), config.beta, dtype=predicted.dtype, device=device),
+        beta,
     )
     if config.alpha == 0:
         return LossParts(weighted, nll, torch.zeros_like(nll), touched)
     negatives = parts[-1].view(*skips.shape, -1)
     nce = contrastive_loss(predicted, vectors, batch, *anchors, skips, is_skip, negatives, config)
-    return LossParts(config.alpha * nce + weighted, nll, nce, touched)
+    return LossParts(alpha * nce + weighted, nll, nce, touched)
 
 
 def next_item_targets(

@@ -5,7 +5,7 @@ import itertools
 
 from skiprec.config import flatten
 from skiprec.files import canonical_json, sha256
-from skiprec.trainer import TrainConfig
+from skiprec.train_config import TrainConfig
 from study.queue import Cell
 from study.space import Recipe, configuration, experiment, grid
 

@@ -20,7 +20,8 @@ from skiprec.dataset import Dataset, Split
 from skiprec.errors import CheckpointError, OutputError, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator
 from skiprec.run import RESUME, Run, read_record
-from skiprec.trainer import SELECTED_BY, TrainConfig
+from skiprec.train_config import TrainConfig
+from skiprec.trainer import SELECTED_BY
 from study.cells import SEED_STEP, cell_id
 from study.pruning import is_behind
 from study.queue import FIRST_AGAIN, RUN_KEY, Cell, enqueue, finish, is_failure

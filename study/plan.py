@@ -12,7 +12,8 @@ from tqdm import tqdm
 from skiprec.config import flatten
 from skiprec.dataset import Dataset
 from skiprec.device import settle
-from skiprec.trainer import TrainConfig, Trainer
+from skiprec.train_config import TrainConfig
+from skiprec.trainer import Trainer
 from study.cells import plan
 from study.claims import Claim
 from study.confirm import FEWEST_SEEDS

@@ -24,7 +24,7 @@ from skiprec.device import settle
 from skiprec.errors import OutputError, StudyError
 from skiprec.evaluation import Evaluator
 from skiprec.run import environment
-from skiprec.trainer import TrainConfig
+from skiprec.train_config import TrainConfig
 from study.allowance import allow, allowance_of
 from study.cells import plan
 from study.crew import Crew

@@ -14,7 +14,8 @@ from skiprec.checking import checked, unknown
 from skiprec.config import SETTINGS, Value, flatten, from_flat, read_toml
 from skiprec.errors import ConfigError
 from skiprec.model import ModelConfig
-from skiprec.trainer import SELECTED_BY, TrainConfig
+from skiprec.train_config import TrainConfig
+from skiprec.trainer import SELECTED_BY
 from skiprec.training_loss import LossConfig
 from study.claims import Claim, claims_from
 

@@ -21,7 +21,7 @@ from skiprec.model import ModelConfig
 from skiprec.prepare import Manifest, PrepareConfig, prepare_logs
 from skiprec.reading import Reading, read_logs
 from skiprec.synthetic import synthesize_logs
-from skiprec.trainer import TrainConfig
+from skiprec.train_config import TrainConfig
 from skiprec.training_loss import LossConfig
 
 # A machine that others use as well: how long an example takes says nothing.

@@ -7,7 +7,8 @@ import pytest
 
 from skiprec.config import PRESETS, SETTINGS, flatten, from_flat, parse_setting, resolve, to_toml
 from skiprec.errors import ConfigError
-from skiprec.trainer import TrainConfig, Trainer
+from skiprec.train_config import TrainConfig
+from skiprec.trainer import Trainer
 
 
 def refusal(values: dict) -> str:

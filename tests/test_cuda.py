@@ -64,10 +64,10 @@ def test_training_on_cuda_is_repeatable_and_starts_where_the_cpu_does(dataset, d
 def test_a_captured_step_is_the_step_that_was_captured(dataset, device, monkeypatch, settings):
     """With the graph and without it: the same metrics and the same weights, bit for bit."""
     metrics, digest, trainer = trained(dataset, device, **settings)
-    assert trainer.captured.graph is not None
+    assert trainer.learner.captured.graph is not None
     monkeypatch.setattr(skiprec.captured_step, "WARM_UP_STEPS", 10**9)
     plain_metrics, plain_digest, plain = trained(dataset, device, **settings)
-    assert plain.captured.graph is None
+    assert plain.learner.captured.graph is None
     assert plain_metrics == metrics
     assert plain_digest == digest
 
@@ -79,7 +79,7 @@ def test_trainings_side_by_side_on_one_device_are_what_each_is_alone(dataset, de
     def beside(changes):
         with own_stream(device):
             metrics, digest, trainer = trained(dataset, device, **changes)
-        assert trainer.captured.graph is not None
+        assert trainer.learner.captured.graph is not None
         return metrics, digest
 
     alone = [trained(dataset, device, **c)[:2] for c in changes]

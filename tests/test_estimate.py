@@ -7,7 +7,7 @@ from fake_study import START, FakeStudy
 from optuna.trial import TrialState
 
 from skiprec.config import flatten
-from skiprec.trainer import TrainConfig
+from skiprec.train_config import TrainConfig
 from study.estimate import compared, seconds_at_work, seconds_left
 from study.queue import Cell
 from study.status import describe

@@ -9,27 +9,29 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from skiprec import encoder_block, negatives, optimizer, sampled_softmax, touched_rows, trainer
+from skiprec import encoder_block, learner, negatives, optimizer, sampled_softmax, touched_rows
 from skiprec.batches import Batch
+from skiprec.learner import clip_gradients
 from skiprec.model import ModelConfig, SequenceEncoder
 from skiprec.negatives import SCOPES
 from skiprec.optimizer import DeferredAdam
 from skiprec.randomness import Draws
 from skiprec.touched_rows import Buffers, group_ids, sparse_gradient, squared_norm
-from skiprec.trainer import clip_gradients
 from skiprec.training_loss import LossConfig, training_loss
 
 B, T, D = 4, 6, 8
 
 
 def one_step(architecture: str, mode: str, scope: str, alpha: float) -> None:
-    """As `Trainer.step` does it where updates are deferred, twice."""
+    """As `Learner.step` does it where updates are deferred, twice."""
     config = ModelConfig(
         architecture=architecture, dim=D, n_layers=1, n_heads=2, feed_forward=D, init="torch", skip_input=True
     )
     model = SequenceEncoder(config, 50, T)
     table, *rest = model.parameters()
     optimizers = DeferredAdam([table]), torch.optim.Adam(rest, fused=True)
+    for adam in optimizers:
+        adam.param_groups[0]["lr"] = torch.full((), 0.001)
     items = torch.randint(1, 51, (B, T))
     batch = Batch(items, torch.randint(4, (B, T), dtype=torch.int8), torch.rand(B, T) < 0.5, torch.full((B,), T))
     loss = LossConfig(alpha=alpha, negatives=mode, negative_scope=scope, n_negatives=5, skipped_target_weight=0.5)
@@ -40,6 +42,7 @@ def one_step(architecture: str, mode: str, scope: str, alpha: float) -> None:
             model,
             batch,
             loss,
+            torch.tensor([alpha, 0.5]),
             draws.start(1, 1, step),
             lambda ids, out: optimizers[0].read(table, ids, out),
             buffers,
@@ -56,7 +59,7 @@ def one_step(architecture: str, mode: str, scope: str, alpha: float) -> None:
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    for module in (encoder_block, negatives, optimizer, sampled_softmax, touched_rows, trainer):
+    for module in (encoder_block, negatives, optimizer, sampled_softmax, touched_rows, learner):
         monkeypatch.setattr(module, "has_kernels", lambda device: False)
 
 
@@ -75,6 +78,6 @@ def test_a_step_asks_for_no_value(architecture, mode, scope, alpha):
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_step_that_did_would_be_seen(monkeypatch):
-    monkeypatch.setattr(trainer, "has_kernels", lambda device: True)
+    monkeypatch.setattr(learner, "has_kernels", lambda device: True)
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         one_step("unidirectional", "session", "session", 0.0)

@@ -9,14 +9,16 @@ import torch
 from conftest import dataset_of, small_config
 
 import skiprec.evaluation
+import skiprec.learner
 import skiprec.row_kernels
-import skiprec.trainer
 from skiprec.batches import batches
 from skiprec.checkpoint import weights_digest
 from skiprec.dataset import training_prefix
 from skiprec.errors import CheckpointError, ConfigError, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator
-from skiprec.trainer import SELECTED_BY, TrainConfig, Trainer, touched_share
+from skiprec.learner import touched_share
+from skiprec.train_config import TrainConfig
+from skiprec.trainer import SELECTED_BY, Trainer
 from skiprec.training_loss import LossParts
 
 VARIANTS = [
@@ -30,7 +32,7 @@ VARIANTS = [
 @pytest.fixture
 def deferred_below(request, monkeypatch):
     """A touched share below which the table's updates are deferred: with 0 none is, with 2 all are."""
-    monkeypatch.setattr(skiprec.trainer, "DEFERRED_BELOW", request.param)
+    monkeypatch.setattr(skiprec.learner, "DEFERRED_BELOW", request.param)
 
 
 def both_optimizers(test):
@@ -113,12 +115,12 @@ def test_dropout_is_another_at_each_step(dataset):
         t.model.train()
         batch = next(batches(t.sessions, 16, seed=1, epoch=1))
         # The same negatives for all, so that dropout alone can differ.
-        t.draws.start(1, 1, 1)("negatives")
-        t.draws.generators["dropout"] = torch.Generator().manual_seed(0)
-        negatives = t.draws.generators["negatives"].get_state()
-        t.draws.start(t.config.seed, epoch, number)
-        t.draws.generators["negatives"].set_state(negatives)
-        losses.append(t._step(batch)[0].item())
+        t.learner.draws.start(1, 1, 1)("negatives")
+        t.learner.draws.generators["dropout"] = torch.Generator().manual_seed(0)
+        negatives = t.learner.draws.generators["negatives"].get_state()
+        t.learner.draws.start(t.config.seed, epoch, number)
+        t.learner.draws.generators["negatives"].set_state(negatives)
+        losses.append(t.learner._step(batch)[0].item())
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
 
@@ -203,14 +205,14 @@ def test_a_first_value_of_0_is_a_best_one(dataset):
 def test_an_epochs_losses_are_means_over_sessions(dataset, monkeypatch):
     """Batches of 32, 32, 32 and 24 sessions with losses 1, 2, 3 and 4: their mean is weighed by size."""
 
-    real = skiprec.trainer.training_loss
+    real = skiprec.learner.training_loss
 
-    def constant(model, batch, config, draws, *rows):
+    def constant(model, batch, config, weights, draws, *rows):
         zero, step = 0 * model.head[0].bias.sum(), draws.step[2]
-        touched = real(model, batch, config, draws, *rows).touched
+        touched = real(model, batch, config, weights, draws, *rows).touched
         return LossParts(zero + step, (zero + 10 * step).detach(), (zero + 1).detach(), touched)
 
-    monkeypatch.setattr(skiprec.trainer, "training_loss", constant)
+    monkeypatch.setattr(skiprec.learner, "training_loss", constant)
     (result,) = trainer(dataset, max_epochs=1, patience=0).epochs()
     mean = (32 * (1 + 2 + 3) + 24 * 4) / 120
     assert result.metrics["train/loss"] == pytest.approx(mean)
@@ -220,13 +222,13 @@ def test_an_epochs_losses_are_means_over_sessions(dataset, monkeypatch):
 
 def test_draws_are_named_by_seed_epoch_and_step(dataset, monkeypatch):
     seen = []
-    real = skiprec.trainer.training_loss
+    real = skiprec.learner.training_loss
 
-    def spy(model, batch, config, draws, *rows):
+    def spy(model, batch, config, weights, draws, *rows):
         seen.append(draws.step)
-        return real(model, batch, config, draws, *rows)
+        return real(model, batch, config, weights, draws, *rows)
 
-    monkeypatch.setattr(skiprec.trainer, "training_loss", spy)
+    monkeypatch.setattr(skiprec.learner, "training_loss", spy)
     list(trainer(dataset, seed=7, max_epochs=2, patience=1).epochs())
     assert seen == [(7, epoch, step) for epoch in (1, 2) for step in (1, 2, 3, 4)]
 
@@ -257,7 +259,7 @@ def test_metrics_have_the_trackers_names_and_parts_add_up(dataset):
 def test_every_step_is_adam_with_the_configured_numbers(dataset, only):
     """The first step of Adam moves each weight by lr * g / (|g| + eps), the gradient's own size divided out."""
     t = trainer(dataset, learning_rate=0.03, max_grad_norm=1e9, **only)
-    for optimizer in t.optimizers.values():
+    for optimizer in t.learner.optimizers.values():
         group = optimizer.param_groups[0]
         assert (group["lr"], group["betas"], group["eps"]) == (0.03, (0.9, 0.999), 1e-8)
         assert group.get("weight_decay", 0.0) == 0.0
@@ -277,8 +279,8 @@ def test_every_step_is_adam_with_the_configured_numbers(dataset, only):
 def test_weight_decay_reaches_the_optimizer(dataset):
     """With it every row moves in every step, so nothing can be deferred."""
     t = trainer(dataset, weight_decay=0.1)
-    assert t.optimizer_note == "Adam, dense for the item table: weight decay moves every row"
-    (optimizer,) = t.optimizers.values()
+    assert t.learner.optimizer_note == "Adam, dense for the item table: weight decay moves every row"
+    (optimizer,) = t.learner.optimizers.values()
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
@@ -291,7 +293,7 @@ def test_gradients_are_clipped_to_max_grad_norm_before_the_step(dataset, limit):
     def spy(optimizer, args, kwargs):
         norms.append(math.sqrt(sum(p.grad.to_dense().pow(2).sum().item() for p in t.model.parameters())))
 
-    next(iter(t.optimizers.values())).register_step_pre_hook(spy)
+    next(iter(t.learner.optimizers.values())).register_step_pre_hook(spy)
     list(t.epochs())
     assert len(norms) == 4
     if limit < 1:
@@ -319,13 +321,13 @@ def test_a_huge_learning_rate_ends_the_run_with_its_cause(dataset):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_epoch(dataset, monkeypatch, value):
-    real = skiprec.trainer.training_loss
+    real = skiprec.learner.training_loss
 
-    def bad(model, batch, config, draws, *rows):
-        parts = real(model, batch, config, draws, *rows)
+    def bad(model, batch, config, weights, draws, *rows):
+        parts = real(model, batch, config, weights, draws, *rows)
         return dataclasses.replace(parts, loss=parts.loss * value) if draws.step[1:] == (2, 4) else parts
 
-    monkeypatch.setattr(skiprec.trainer, "training_loss", bad)
+    monkeypatch.setattr(skiprec.learner, "training_loss", bad)
     tracker = Listing()
     results = trainer(dataset, tracker=tracker).epochs()
     assert next(results).epoch == 1
@@ -456,7 +458,7 @@ def test_the_compiled_loops_are_given_single_precision(dataset, monkeypatch):
     monkeypatch.setattr(skiprec.row_kernels, "over_rows", spy)
     t = trainer(dataset, max_epochs=1, patience=0)
     list(t.epochs())
-    of_table = {"read_rows", "square_rows", "update_rows", "flush_rows"} if t.defers else {"sum_rows"}
+    of_table = {"read_rows", "square_rows", "update_rows", "flush_rows"} if t.learner.defers else {"sum_rows"}
     of_block = {"attend", "attend_backward", "feed_forward", "feed_forward_backward", "sum_products"}
     assert {name for name, _ in given} == {"score_rows", "fill_bits", "session_softmax", *of_block, *of_table}
     assert {dtype for _, dtype in given} == {torch.float32, torch.int16, torch.int32, torch.int64, torch.bool}
@@ -466,7 +468,7 @@ def test_a_state_of_another_optimizer_is_refused(dataset, monkeypatch):
     t = trainer(dataset)
     next(iter(t.epochs()))
     saved = t.state()
-    monkeypatch.setattr(skiprec.trainer, "DEFERRED_BELOW", 2)
+    monkeypatch.setattr(skiprec.learner, "DEFERRED_BELOW", 2)
     with pytest.raises(CheckpointError, match=r"^the state is of .*'all'.*, expected .*'table'"):
         trainer(dataset).restore(*saved)
 
@@ -477,7 +479,7 @@ def test_validation_after_steps_by_hand_is_of_every_row_as_it_is(dataset):
     for number, batch in zip((1, 2, 3), batches(t.sessions, 4, seed=1, epoch=1), strict=False):
         t.step(batch, number)
     first = t.validate()
-    t.flush()
+    t.learner.flush()
     assert t.validate() == first
 
 
@@ -486,14 +488,14 @@ def test_deferring_trains_to_the_same_model(dataset, monkeypatch, changes):
     """Few draws, so that most rows miss most steps; their drift is made up for, and the weights are dense Adam's."""
     trained = []
     for below in (0, 2):
-        monkeypatch.setattr(skiprec.trainer, "DEFERRED_BELOW", below)
+        monkeypatch.setattr(skiprec.learner, "DEFERRED_BELOW", below)
         t = trainer(dataset, n_negatives=2, dropout=0.0, batch_size=4, learning_rate=0.001, **changes)
         list(t.epochs())
         trained.append(t)
     dense, deferred = (t.model.items.weight.detach() for t in trained)
     start = trainer(dataset, n_negatives=2, dropout=0.0, **changes).model.items.weight.detach()
     assert (dense - deferred).norm() < 2e-3 * (dense - start).norm()
-    assert [list(t.optimizers) for t in trained] == [["all"], ["table", "rest"]]
+    assert [list(t.learner.optimizers) for t in trained] == [["all"], ["table", "rest"]]
 
 
 def test_the_optimizer_is_chosen_by_the_share_of_rows_that_a_step_touches():
@@ -502,9 +504,9 @@ def test_the_optimizer_is_chosen_by_the_share_of_rows_that_a_step_touches():
         small = dataset_of([[1, 2, 3, 4, 5, 6]], n_items=n_items)
         assert touched_share(small_config(), small) == pytest.approx(share, abs=0.001)
         t = trainer(small)
-        assert t.defers == (share < 0.5)
-        kind = "deferred" if t.defers else "dense"
-        assert t.optimizer_note == f"Adam, {kind} for the item table: a step touches {percent}% of its rows"
+        assert t.learner.defers == (share < 0.5)
+        kind = "deferred" if t.learner.defers else "dense"
+        assert t.learner.optimizer_note == f"Adam, {kind} for the item table: a step touches {percent}% of its rows"
 
 
 def test_weights_broken_by_the_last_step_end_the_run_and_name_the_epoch(dataset):
@@ -515,8 +517,8 @@ def test_weights_broken_by_the_last_step_end_the_run_and_name_the_epoch(dataset)
 
 def test_popular_negatives_are_drawn_by_plays_in_the_training_prefixes(dataset):
     t = trainer(dataset, negative_scope="popular")
-    assert torch.equal(t.plays_up_to, dataset.plays.cumsum(0))
-    assert trainer(dataset, negative_scope="popular", alpha=0.0).plays_up_to is None
+    assert torch.equal(t.learner.plays_up_to, dataset.plays.cumsum(0))
+    assert trainer(dataset, negative_scope="popular", alpha=0.0).learner.plays_up_to is None
     (first, *_) = t.epochs()
     assert first.metrics["train/nce"] > 0
 
@@ -525,7 +527,7 @@ def test_with_the_whole_catalogue_as_negatives_no_row_is_deferred(dataset):
     large = dataset_of([[1, 2, 3, 4, 5, 6]], n_items=100_000)
     assert touched_share(small_config(negatives="full"), large) == 1
     t = trainer(dataset, negatives="full", alpha=0.0)
-    assert not t.defers
+    assert not t.learner.defers
     losses = [r.metrics["train/nll"] for r in t.epochs()]
     assert math.log(dataset.n_items) > losses[0] > losses[1] > losses[2]
 

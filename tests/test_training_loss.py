@@ -94,7 +94,8 @@ def training_loss(model: SequenceEncoder, batch: Batch, config: LossConfig, draw
 
     buffers = Buffers(model.items.weight.shape[1], model.items.weight.dtype, torch.device("cpu"))
     plays_up_to = torch.arange(model.n_items + 1).cumsum(0)
-    return training_loss_of_rows(model, batch, config, Draws("cpu").start(*draw), read, buffers, plays_up_to)
+    weights = model.items.weight.new_tensor([config.alpha, config.beta])
+    return training_loss_of_rows(model, batch, config, weights, Draws("cpu").start(*draw), read, buffers, plays_up_to)
 
 
 def batch_of(items: list[list[int]], skipped: list[list[bool]], lengths: list[int] | None = None) -> Batch:

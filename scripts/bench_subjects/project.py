@@ -17,7 +17,8 @@ from skiprec.device import settle
 from skiprec.evaluation import Evaluator
 from skiprec.model import ModelConfig
 from skiprec.prepare import Manifest, PrepareConfig
-from skiprec.trainer import TrainConfig, Trainer
+from skiprec.train_config import TrainConfig
+from skiprec.trainer import Trainer
 from skiprec.training_loss import LossConfig
 
 
