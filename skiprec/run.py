@@ -32,6 +32,7 @@ from skiprec.errors import CheckpointError, ConfigError
 from skiprec.evaluation import Evaluator
 from skiprec.features import FEATURE
 from skiprec.files import new_folder, write_file
+from skiprec.learner import Learners
 from skiprec.model import SequenceEncoder
 from skiprec.recommend import Recommender
 from skiprec.tracking import NullTracker, Tracker
@@ -56,6 +57,7 @@ class Run:
         device: From `device.settle`.
         tracker: Told of every epoch once, earlier ones of a resumed run first.
         evaluators: By split, where several runs share them.
+        learners: Of the runs that come one after the other in this thread; the one before must be over.
         show_progress: A tqdm bar, where the output is a terminal.
         should_stop: Asked before each step.
 
@@ -72,6 +74,7 @@ class Run:
         device: torch.device | str = "cpu",
         tracker: Tracker | None = None,
         evaluators: Mapping[Split, Evaluator] | None = None,
+        learners: Learners | None = None,
         show_progress: bool = True,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -90,6 +93,7 @@ class Run:
             device=device,
             tracker=self.tracker,
             evaluator=self.evaluators.get("val"),
+            learners=learners,
             show_progress=show_progress,
             should_stop=should_stop,
         )

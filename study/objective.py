@@ -19,6 +19,7 @@ from skiprec.config import flatten, from_flat
 from skiprec.dataset import Dataset, Split
 from skiprec.errors import CheckpointError, OutputError, TrainingDiverged, TrainingStopped
 from skiprec.evaluation import Evaluator
+from skiprec.learner import Learners
 from skiprec.run import RESUME, Run, read_record
 from skiprec.train_config import TrainConfig
 from skiprec.trainer import SELECTED_BY
@@ -44,7 +45,7 @@ RECORDED = (
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """What the attempts of one worker share."""
+    """What the attempts of one thread of a worker share."""
 
     study: optuna.Study
     recipe: Recipe
@@ -53,6 +54,8 @@ class Workplace:
     """Those that runs are measured on: "test" in confirming runs alone."""
     evaluators: Callable[[str], Mapping[Split, Evaluator]]
     """The value of only_targets -> an evaluator of each split, made once."""
+    learners: Learners
+    """Of the thread: one attempt after the other."""
     device: torch.device
     home: Home
     """Where runs go."""
@@ -149,6 +152,7 @@ def train(place: Workplace, trial: optuna.Trial, config: TrainConfig, tracker: M
         device=place.device,
         tracker=tracker,
         evaluators=place.evaluators(config.only_targets),
+        learners=place.learners,
         show_progress=False,
         should_stop=place.should_stop,
     )

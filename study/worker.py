@@ -26,6 +26,7 @@ from skiprec.dataset import Dataset, Split, load_dataset
 from skiprec.device import own_stream, settle
 from skiprec.errors import StudyError, TrainingStopped
 from skiprec.evaluation import Evaluator
+from skiprec.learner import Learners
 from study.allowance import Allowance, allowance_of
 from study.heartbeat import beating
 from study.locks import claim_lock
@@ -99,8 +100,11 @@ def work(where: Places, name: str, device: str, parent: int | None = None, trial
         place = workplace(where, study, device, should_stop)
         grace = place.about["grace_seconds"]
         beats = open_storage(where, grace)
-        # A study object each: the sampler that it holds is the trial's.
-        others = [dataclasses.replace(place, study=open_study(where, name)) for _ in range(trials_per_device - 1)]
+        # A study object each, as the sampler that it holds is the trial's; and a learner, from one trial to the next.
+        others = [
+            dataclasses.replace(place, study=open_study(where, name), learners=Learners())
+            for _ in range(trials_per_device - 1)
+        ]
         if parent is None:
             print(f"joined study {name}", file=sys.stderr, flush=True)
         should_stop.listen()
@@ -236,6 +240,7 @@ def workplace(where: Places, study: optuna.Study, device: str, should_stop: Call
         dataset=dataset,
         splits=splits,
         evaluators=shared_evaluators(dataset, splits, chosen),
+        learners=Learners(),
         device=chosen,
         home=home_of(where, attrs),
         spool=where.spool(study.study_name),

@@ -10,6 +10,7 @@ import skiprec.touched_rows
 from skiprec.checkpoint import weights_digest
 from skiprec.config import from_flat
 from skiprec.device import own_stream, settle
+from skiprec.learner import Learners
 from skiprec.losses import sampled_softmax_nll
 from skiprec.optimizer import DeferredAdam
 from skiprec.sampled_softmax import SampledSoftmax
@@ -29,9 +30,9 @@ def device():
     return settle("cuda", 1)
 
 
-def trained(dataset, device, **settings) -> tuple[list, str, Trainer]:
+def trained(dataset, device, learners=None, **settings) -> tuple[list, str, Trainer]:
     """Metrics of all epochs, the weights' digest, and who trained."""
-    trainer = Trainer(dataset, from_flat(SETTINGS | settings), device=device, show_progress=False)
+    trainer = Trainer(dataset, from_flat(SETTINGS | settings), device=device, learners=learners, show_progress=False)
     metrics = [result.metrics for result in trainer.epochs()]
     return metrics, weights_digest(trainer.model.state_dict()), trainer
 
@@ -70,6 +71,19 @@ def test_a_captured_step_is_the_step_that_was_captured(dataset, device, monkeypa
     assert plain.learner.captured.graph is None
     assert plain_metrics == metrics
     assert plain_digest == digest
+
+
+def test_one_captured_step_serves_trainings_of_the_same_shape(dataset, device):
+    """Other seeds, learning rates, alphas and betas by the same graph: bit for bit what each is with its own."""
+    changes = [{}, {"seed": 2}, {"learning_rate": 0.02}, {"alpha": 0.9}, {"beta": 0.1}, {}]
+    learners, graphs = Learners(), set()
+    for c in changes:
+        expected = trained(dataset, device, **c)[:2]
+        metrics, digest, trainer = trained(dataset, device, learners, **c)
+        assert (metrics, digest) == expected
+        graphs.add(trainer.learner.captured.graph)
+    assert len(graphs) == 1
+    assert None not in graphs
 
 
 def test_trainings_side_by_side_on_one_device_are_what_each_is_alone(dataset, device):

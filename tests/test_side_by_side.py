@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -14,7 +15,10 @@ from optuna.trial import TrialState
 from test_faults import at_work, wait_for
 from test_study import LONG, RECIPE, assert_whole, command, data, open_study, run  # noqa: F401  a fixture, by name
 
+from skiprec.config import from_flat
+from skiprec.dataset import load_dataset
 from skiprec.errors import StudyError, TrainingStopped
+from skiprec.run import Run, read_record
 from study.run import launch
 from study.sending import outages
 from study.storage import places
@@ -23,7 +27,10 @@ from study.worker import side_by_side
 
 @pytest.mark.slow
 def test_trials_side_by_side_are_what_they_are_one_by_one(data, tmp_path):  # noqa: F811
-    """Every cell's weights and metrics, bit for bit; and they were at work at the same time."""
+    """Every cell's weights and metrics, bit for bit; and they were at work at the same time.
+
+    And they are those of a run that nothing was trained before, though trials of a worker go on in the same memory.
+    """
     (tmp_path / "tiny.toml").write_text(RECIPE)
     results = []
     for n in (1, 3):
@@ -39,6 +46,12 @@ def test_trials_side_by_side_are_what_they_are_one_by_one(data, tmp_path):  # no
         overlaps = sum(second[0] < first[1] for first, second in itertools.pairwise(spans))
         assert overlaps == 0 if n == 1 else overlaps >= 1
     assert results[0] == results[1]
+    for trial in trials:
+        afresh = Run(load_dataset(data), from_flat(trial.user_attrs["config"]), tmp_path / "run", show_progress=False)
+        list(afresh.epochs())
+        value = afresh.finish()["val/hr_at_10"]
+        assert results[0][trial.user_attrs["cell"]] == (read_record(tmp_path / "run")["weights"], value)
+        shutil.rmtree(tmp_path / "run")
 
 
 @pytest.mark.slow
