@@ -99,7 +99,7 @@ class Block(nn.TransformerEncoderLayer):
     def _is_by_loops(self, hidden: Tensor) -> bool:
         """Whether the loops of `block_kernels` serve: in training alone. They take seconds to load, and know no place
         but all."""
-        is_trained = self.training and torch.is_grad_enabled()
+        is_trained = self.training and torch.is_grad_enabled() and not torch.is_autocast_enabled(hidden.device.type)
         return is_trained and hidden.dtype == torch.float32 and has_kernels(hidden.device)
 
     def _attend(self, hidden: Tensor, sight: Sight, masks: "DropoutMasks") -> Tensor:
@@ -112,7 +112,7 @@ class Block(nn.TransformerEncoderLayer):
             into, out = (attention.in_proj_weight, attention.in_proj_bias), attention.out_proj
             return TrainedAttention.apply(hidden, *into, out.weight, out.bias, sight, H, *bits, masks)
         projected = linear(hidden, attention.in_proj_weight, attention.in_proj_bias)
-        mixed = Attention.apply(projected, sight.bias(T, H, hidden.dtype), masks.take((B * H, T, T)), H)
+        mixed = Attention.apply(projected, sight.bias(T, H, projected.dtype), masks.take((B * H, T, T)), H)
         return masks.drop(applied(attention.out_proj, mixed))
 
     def _feed_forward(self, hidden: Tensor, sight: Sight | None, masks: "DropoutMasks") -> Tensor:
@@ -141,7 +141,7 @@ class Attention(torch.autograd.Function):
         mask: Float[Tensor, "_ T T"] | None,
         n_heads: int,
     ) -> Float[Tensor, "B T D"]:
-        """Softmax of scaled scores, dropped out, times values.
+        """Softmax of scaled scores, dropped out, times values: all in the dtype of the projections.
 
         Args:
             ctx: Of autograd.
@@ -154,8 +154,9 @@ class Attention(torch.autograd.Function):
         D, dim = width // 3, width // 3 // n_heads
         query, key, value = projected.view(B, T, 3, n_heads, dim).permute(2, 0, 3, 1, 4).reshape(3, B * n_heads, T, dim)
         scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=dim**-0.5)
-        weights = scores.softmax(-1)
-        dropped = weights if mask is None else weights * mask
+        # Autocast makes it float32; the backward pass, which is outside of that, takes what is saved as it is.
+        weights = scores.softmax(-1).to(projected.dtype)
+        dropped = weights if mask is None else (weights * mask).to(weights.dtype)
         ctx.save_for_backward(query, key, value, weights, dropped, mask)
         return torch.bmm(dropped, value).view(B, n_heads, T, dim).transpose(1, 2).reshape(B, T, D)
 

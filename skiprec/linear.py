@@ -29,7 +29,8 @@ def linear(
     """As torch.nn.functional.linear, whose numbers it gives to rounding. It can be differentiated once."""
     is_large = x.numel() >= ROWS_WORTH_ONEDNN * x.shape[-1]
     # An exported program is for other machines, and gets torch's own operation.
-    if torch.compiler.is_exporting() or not is_large or not has_onednn(x):
+    is_cast = torch.is_autocast_enabled(x.device.type)  # which is told of torch's own operations alone
+    if torch.compiler.is_exporting() or is_cast or not is_large or not has_onednn(x):
         return F.linear(x, weight, bias)
     return Linear.apply(x, weight, bias)
 

@@ -47,6 +47,9 @@ class ModelConfig:
     """Initial weights: see `initialise`."""
     skip_input: bool = False
     """Whether a learned embedding of its skip level is added to each input item."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the blocks' and the head's matrix products while training (torch.autocast). Weights, losses, optimiser and
+    evaluation are float32 always. For GPUs: a CPU's fast loops are float32."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "n_layers", "n_heads", "feed_forward"):
@@ -81,6 +84,7 @@ class SequenceEncoder(nn.Module):
         self.items = nn.Embedding.from_pretrained(torch.empty(rows, config.dim), freeze=False, padding_idx=PADDING)
         self.positions = nn.Embedding.from_pretrained(torch.empty(self.n_positions, config.dim), freeze=False)
         self.dropout = config.dropout
+        self.trains_in_bfloat16 = config.precision == "bfloat16"
         # A list, not nn.TransformerEncoder: that copies one layer, so all would start from the same weights.
         self.blocks = nn.ModuleList(
             Block(
@@ -138,10 +142,13 @@ class SequenceEncoder(nn.Module):
             skip_levels: As of `forward`.
             generator: What dropout is drawn from, on the model's device; torch's global one if None.
         """
-        hidden, sight, masks = self._start(vectors, lengths, skip_levels, generator)
-        for block in self.blocks:
-            hidden = block(hidden, sight, masks)
-        return self._head(self.last_norm(hidden))
+        # Each weight is cast once a step, so there is nothing to cache; what is kept would be lost to a captured step.
+        is_on = self.trains_in_bfloat16 and self.training
+        with torch.autocast(vectors.device.type, torch.bfloat16, enabled=is_on, cache_enabled=False):
+            hidden, sight, masks = self._start(vectors, lengths, skip_levels, generator)
+            for block in self.blocks:
+                hidden = block(hidden, sight, masks)
+            return self._head(self.last_norm(hidden)).to(vectors.dtype)
 
     def _head(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         product, activation = self.head

@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_encoder_block import CPU, attention_bias, plain_attention, random_parameters
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import skiprec.model
 from skiprec.encoder_block import DropoutMasks
@@ -509,3 +510,52 @@ def test_first_values_are_the_same_however_many_are_looked_at_together(at_a_time
     was_outside = drawn.abs() > 0.04
     assert torch.equal(tables[0] == drawn, ~was_outside)
     assert was_outside.sum() > 10
+
+
+class Products(TorchDispatchMode):
+    """Notes the dtypes of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[set[torch.dtype]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("mm", "addmm", "bmm", "baddbmm", "_linear_pointwise", "addmm_"):
+            self.dtypes.append({a.dtype for a in args if isinstance(a, torch.Tensor)})
+        return func(*args, **(kwargs or {}))
+
+
+def trained_once(monkeypatch, architecture: str, norm: str, precision: str) -> tuple:
+    """Output, gradients and products' dtypes of one pass both ways, with dropout, by torch's operations."""
+    monkeypatch.setattr(skiprec.encoder_block, "has_kernels", lambda device: False)
+    model = make(architecture=architecture, norm=norm, dropout=0.3, precision=precision, dim=32, n_layers=2).float()
+    model.train()
+    vectors = model.items.weight[SESSIONS].detach().requires_grad_()
+    with Products() as products:
+        out = model.encode(vectors, LENGTHS, generator=torch.Generator().manual_seed(2))
+        (out * REAL[..., None]).square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return out.detach()[REAL], gradients | {"vectors": vectors.grad}, products.dtypes
+
+
+@pytest.mark.parametrize(("architecture", "norm"), [("unidirectional", "pre"), ("bidirectional", "post")])
+def test_bfloat16_is_the_products_alone_and_near_float32(monkeypatch, architecture, norm):
+    """Each product of both passes takes and gives bfloat16; what comes of it is float32, within its 8 bits."""
+    out, gradients, dtypes = trained_once(monkeypatch, architecture, norm, "bfloat16")
+    expected, exact, _ = trained_once(monkeypatch, architecture, norm, "float32")
+    # A block: 4 layers and 2 products of attention, and the head's; twice as many on the way back.
+    assert len(dtypes) == 3 * (2 * (4 + 2) + 1)
+    assert all(of == {torch.bfloat16} for of in dtypes)
+    assert {out.dtype, *(g.dtype for g in gradients.values())} == {torch.float32}
+    assert 1e-4 < ((out - expected).norm() / expected.norm()) < 0.02
+    assert gradients.keys() == exact.keys()
+    for name, gradient in gradients.items():
+        assert (gradient - exact[name]).norm() < 0.03 * exact[name].norm(), name
+
+
+@torch.no_grad()
+def test_bfloat16_is_for_training_alone():
+    """A model that is evaluated or served, whatever it was trained in, is float32: bit for bit."""
+    one, other = (make(precision=precision).float() for precision in ("float32", "bfloat16"))
+    assert torch.equal(one(SESSIONS, LENGTHS), other(SESSIONS, LENGTHS))
+    assert torch.equal(one.next_item(SESSIONS, LENGTHS), other.next_item(SESSIONS, LENGTHS))

@@ -22,10 +22,17 @@ from skiprec.training_loss import LossConfig, training_loss
 B, T, D = 4, 6, 8
 
 
-def one_step(architecture: str, mode: str, scope: str, alpha: float) -> None:
+def one_step(architecture: str, mode: str, scope: str, alpha: float, precision: str = "float32") -> None:
     """As `Learner.step` does it where updates are deferred, twice."""
     config = ModelConfig(
-        architecture=architecture, dim=D, n_layers=1, n_heads=2, feed_forward=D, init="torch", skip_input=True
+        architecture=architecture,
+        dim=D,
+        n_layers=1,
+        n_heads=2,
+        feed_forward=D,
+        init="torch",
+        skip_input=True,
+        precision=precision,
     )
     model = SequenceEncoder(config, 50, T)
     table, *rest = model.parameters()
@@ -74,6 +81,13 @@ def as_on_a_gpu(monkeypatch):
 def test_a_step_asks_for_no_value(architecture, mode, scope, alpha):
     with FakeTensorMode():
         one_step(architecture, mode, scope, alpha)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("architecture", ["unidirectional", "bidirectional"])
+def test_a_step_in_bfloat16_asks_for_no_value(architecture):
+    with FakeTensorMode():
+        one_step(architecture, "session", "session", 0.5, "bfloat16")
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
