@@ -65,7 +65,7 @@ class Learner:
         # On the device, as a captured step reads them there; fused Adam takes float32 on a GPU, any number elsewhere.
         rate_dtype = torch.float32 if device.type == "cuda" else torch.float64
         self.rate = torch.zeros((), dtype=rate_dtype, device=device)
-        self.weights = self.model.items.weight.new_empty(2)
+        self.loss_weights = self.model.items.weight.new_empty(2)
         """Alpha and beta."""
         self.optimizers = make_optimizers(self.model, config, defers=self.defers)
         self.buffers = Buffers(config.model.dim, self.model.items.weight.dtype, device)
@@ -90,7 +90,7 @@ class Learner:
     def _set(self, config: TrainConfig) -> None:
         self.config = config
         self.rate.fill_(config.learning_rate)
-        for weight, value in zip(self.weights, (config.loss.alpha, config.loss.beta), strict=True):
+        for weight, value in zip(self.loss_weights, (config.loss.alpha, config.loss.beta), strict=True):
             weight.fill_(value)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
@@ -111,7 +111,14 @@ class Learner:
         """What the device does of a step. On a GPU it is called for a few steps alone: see `CapturedStep`."""
         table = self.model.items.weight
         parts = training_loss(
-            self.model, batch, self.config.loss, self.weights, self.draws, self.read, self.buffers, self.plays_up_to
+            self.model,
+            batch,
+            self.config.loss,
+            self.loss_weights,
+            self.draws,
+            self.read,
+            self.buffers,
+            self.plays_up_to,
         )
         self.model.zero_grad(set_to_none=True)
         parts.loss.backward()

@@ -81,7 +81,7 @@ def training_loss(
     model: SequenceEncoder,
     batch: Batch,
     config: LossConfig,
-    weights: Float[Tensor, " 2"],
+    loss_weights: Float[Tensor, " 2"],
     draws: Draws,
     read: Reader,
     buffers: Buffers,
@@ -96,14 +96,14 @@ def training_loss(
         model: The encoder.
         batch: Training prefixes.
         config: What to minimise. Of alpha it says whether it is 0.
-        weights: Alpha and beta, on the device: they may change from step to step where a step is captured.
+        loss_weights: Alpha and beta, on the device: they may change from step to step where a step is captured.
         draws: Started for this step.
         read: Gives rows of the item table as they are now.
         buffers: Memory of the steps before.
         plays_up_to: Plays of all items up to an index, that item's included; read by negative_scope "popular" alone.
     """
     device = batch.items.device
-    alpha, beta = weights
+    alpha, beta = loss_weights
     masked = None
     if not model.is_causal:
         masked = draw_masked_positions(

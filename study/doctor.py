@@ -134,20 +134,20 @@ def tracker_works(where: Places) -> str:
 
 
 def folder_works(folder: Path) -> str:
-    """Write a file, and remove it.
+    """Write a file, and remove it: where the folder is to be, if it is not there yet.
 
     Raises:
         OSError: If that fails.
         StudyError: If there is little room.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".probe-{uuid.uuid4()}"
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    probe = there / f".probe-{uuid.uuid4()}"
     probe.write_bytes(os.urandom(4096))
     probe.unlink()
-    free = shutil.disk_usage(folder).free / 1e9
+    free = shutil.disk_usage(there).free / 1e9
     if free < LEAST_FREE_GB:
         raise StudyError(f"{folder}: {free:.1f} GB free, expected {LEAST_FREE_GB:g}; free space, or give another")
-    return f"{folder}: can be written, {free:.0f} GB free"
+    return f"{folder}: can be {'written' if folder.exists() else 'made'}, {free:.0f} GB free"
 
 
 def clock_agrees(where: Places) -> str:

@@ -28,7 +28,7 @@ def confirmed(tmp_path_factory, data):  # noqa: F811
     options = {"workers": 2, "show_progress": False, "device": "cpu"}
     handle = launch(str(folder / "tiny.toml"), data, mlruns=folder / "mlruns", **options)
     where = places(folder / "mlruns", None, None)
-    return folder, handle, confirm(where, None, seeds=None, **options)
+    return folder, handle, confirm(where, None, seeds=None, **options | {"workers": 1, "trials_per_device": 2})
 
 
 def test_every_arm_is_run_with_the_same_fresh_seeds_and_measured_on_test(confirmed):
@@ -39,6 +39,9 @@ def test_every_arm_is_run_with_the_same_fresh_seeds_and_measured_on_test(confirm
     pairs = sorted((t.user_attrs["seed"], t.user_attrs["arm"]) for t in trials)
     assert pairs == [(FIRST_SEED + i, arm) for i in range(5) for arm in ("S+", "S-")]
     assert all("test/hr_at_10" in t.user_attrs["result"]["metrics"] for t in trials)
+    assert confirming.study.user_attrs["workers"] == 2  # two trials at once, in one process
+    spans = sorted((t.datetime_start, t.datetime_complete) for t in trials)
+    assert any(second[0] < first[1] for first, second in itertools.pairwise(spans))
     searched = handle.study.get_trials()
     assert not any(name.startswith("test/") for t in searched for name in t.user_attrs["result"]["metrics"])
     assert {t.user_attrs["seed"] for t in searched}.isdisjoint(seed for seed, _ in pairs)

@@ -53,10 +53,19 @@ def test_a_study_in_order_has_nothing_wrong_and_its_probes_are_gone(where):
 
 
 def test_before_anything_is_made_there_is_nothing_wrong(tmp_path):
-    """And nothing is made but the folder."""
-    where = places(tmp_path / "mlruns", None, None)
+    """And nothing is made."""
+    where = places(tmp_path / "not" / "there", None, None)
     assert wrong(where) == {}
-    assert list(where.mlruns.iterdir()) == []
+    (folder,) = (f for f in examine(where, None) if f.what == "folder")
+    assert folder.text.startswith(f"{where.mlruns}: can be made, ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_the_folder_is_to_be_is_said(tmp_path):
+    """There, or on the way there."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "mlruns"):
+        assert "Not a directory" in wrong(places(path, None, None))["folder"]
 
 
 def test_a_study_that_is_not_there_is_said(where):

@@ -10,11 +10,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from conftest import hear_ctrl_c
 from optuna.trial import TrialState
 from test_faults import at_work, wait_for
 from test_study import LONG, RECIPE, assert_whole, command, data, open_study, run  # noqa: F401  a fixture, by name
 
+import study.worker
 from skiprec.config import from_flat
 from skiprec.dataset import load_dataset
 from skiprec.errors import StudyError, TrainingStopped
@@ -22,7 +24,15 @@ from skiprec.run import Run, read_record
 from study.run import launch
 from study.sending import outages
 from study.storage import places
-from study.worker import side_by_side
+from study.worker import shared_evaluators, side_by_side
+
+
+def study_of(folder, text, data, n: int) -> tuple:  # noqa: F811
+    """A study by one worker that has n trials at work, and its trials."""
+    (folder / "tiny.toml").write_text(text)
+    options = {"threads": 1, "trials_per_device": n, "device": "cpu", "show_progress": False}
+    launch(str(folder / "tiny.toml"), data, mlruns=folder / str(n) / "mlruns", **options)
+    return open_study(folder / str(n))
 
 
 @pytest.mark.slow
@@ -31,15 +41,11 @@ def test_trials_side_by_side_are_what_they_are_one_by_one(data, tmp_path):  # no
 
     And they are those of a run that nothing was trained before, though trials of a worker go on in the same memory.
     """
-    (tmp_path / "tiny.toml").write_text(RECIPE)
     results = []
     for n in (1, 3):
-        folder = tmp_path / str(n)
-        options = {"threads": 1, "trials_per_device": n, "device": "cpu", "show_progress": False}
-        launch(str(tmp_path / "tiny.toml"), data, mlruns=folder / "mlruns", **options)
-        assert_whole(folder, planned=4)
-        study, trials = open_study(folder)
-        assert (study.user_attrs["threads"], study.user_attrs["workers"]) == (1, n)
+        made, trials = study_of(tmp_path, RECIPE, data, n)
+        assert_whole(tmp_path / str(n), planned=4)
+        assert (made.user_attrs["threads"], made.user_attrs["workers"]) == (1, n)
         cells = {t.user_attrs["cell"]: (t.user_attrs["result"]["weights"], t.value) for t in trials}
         results.append(cells)
         spans = sorted((t.datetime_start, t.datetime_complete) for t in trials)
@@ -104,6 +110,24 @@ def test_all_that_were_told_to_stop_have_stopped():
     assert not stops
 
 
+def test_threads_share_evaluators_that_are_made_once(monkeypatch):
+    """Also when all ask for them at the same moment."""
+    made = []
+
+    def evaluator(*args, only_targets):
+        made.append((args[1], only_targets))
+        time.sleep(0.1)
+        return object()
+
+    monkeypatch.setattr(study.worker, "Evaluator", evaluator)
+    shared = shared_evaluators(None, ("val", "test"), torch.device("cpu"))
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(shared, ["all"] * 3))
+    assert found[0] == found[1] == found[2]
+    assert made == [("val", "all"), ("test", "all")]
+    assert shared("heard") != found[0]
+
+
 def test_threads_that_ask_the_tracker_leave_the_environment_as_it_was(monkeypatch):
     """What one says there for its own request is not what another finds to be put back."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -131,12 +155,8 @@ def test_points_that_are_drawn_are_the_same_side_by_side(data, tmp_path):  # noq
     text = RECIPE.replace('"exhaustive"', '"random"\ncells_per_arm = 3').replace(
         "[0.001, 0.01]", "{ low = 0.001, high = 0.01, log = true }"
     )
-    (tmp_path / "tiny.toml").write_text(text)
     found = []
     for n in (1, 4):
-        folder = tmp_path / str(n)
-        options = {"threads": 1, "trials_per_device": n, "device": "cpu", "show_progress": False}
-        launch(str(tmp_path / "tiny.toml"), data, mlruns=folder / "mlruns", **options)
-        _, trials = open_study(folder)
+        _, trials = study_of(tmp_path, text, data, n)
         found.append(sorted((t.number, t.params["learning_rate"], t.user_attrs["result"]["weights"]) for t in trials))
     assert found[0] == found[1]

@@ -207,9 +207,9 @@ def test_an_epochs_losses_are_means_over_sessions(dataset, monkeypatch):
 
     real = skiprec.learner.training_loss
 
-    def constant(model, batch, config, weights, draws, *rows):
+    def constant(model, batch, config, loss_weights, draws, *rows):
         zero, step = 0 * model.head[0].bias.sum(), draws.step[2]
-        touched = real(model, batch, config, weights, draws, *rows).touched
+        touched = real(model, batch, config, loss_weights, draws, *rows).touched
         return LossParts(zero + step, (zero + 10 * step).detach(), (zero + 1).detach(), touched)
 
     monkeypatch.setattr(skiprec.learner, "training_loss", constant)
@@ -224,9 +224,9 @@ def test_draws_are_named_by_seed_epoch_and_step(dataset, monkeypatch):
     seen = []
     real = skiprec.learner.training_loss
 
-    def spy(model, batch, config, weights, draws, *rows):
+    def spy(model, batch, config, loss_weights, draws, *rows):
         seen.append(draws.step)
-        return real(model, batch, config, weights, draws, *rows)
+        return real(model, batch, config, loss_weights, draws, *rows)
 
     monkeypatch.setattr(skiprec.learner, "training_loss", spy)
     list(trainer(dataset, seed=7, max_epochs=2, patience=1).epochs())
@@ -323,8 +323,8 @@ def test_a_huge_learning_rate_ends_the_run_with_its_cause(dataset):
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_epoch(dataset, monkeypatch, value):
     real = skiprec.learner.training_loss
 
-    def bad(model, batch, config, weights, draws, *rows):
-        parts = real(model, batch, config, weights, draws, *rows)
+    def bad(model, batch, config, loss_weights, draws, *rows):
+        parts = real(model, batch, config, loss_weights, draws, *rows)
         return dataclasses.replace(parts, loss=parts.loss * value) if draws.step[1:] == (2, 4) else parts
 
     monkeypatch.setattr(skiprec.learner, "training_loss", bad)
