@@ -21,7 +21,7 @@ _HOMES = {
     "Recommender": "recommend",
     "Run": "run",
     "SequenceEncoder": "model",
-    "TrainConfig": "trainer",
+    "TrainConfig": "train_config",
     "Trainer": "trainer",
     "load_dataset": "dataset",
     "prepare_logs": "prepare",

@@ -39,6 +39,7 @@ MODULES = (
     "encoder_block",
     "errors",
     "files",
+    "large_file",
     "linear",
     "model",
     "model_folder",

@@ -143,3 +143,15 @@ assert study.launch.__module__ == "study.run" and study.StudyHandle
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_exported_model_carries_all_that_it_is_loaded_with():
+    """What its loader imports at once: `test_export.py` loads a model, and takes a minute."""
+    from study.export import MODULES, OF_STUDY
+
+    code = "import sys, study.serving; print(*(m for m in sys.modules if m.startswith(('skiprec.', 'study.'))))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "skiprec.model" in loaded
+    assert loaded <= {f"skiprec.{m}" for m in MODULES} | {f"study.{m}" for m in OF_STUDY}
