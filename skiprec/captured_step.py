@@ -17,7 +17,7 @@ WARM_UP_STEPS = 3
 """Steps without a graph first: kernels are compiled in them, libraries started, optimiser states made."""
 
 _CAPTURING = threading.Lock()
-"""Held by the thread that captures."""
+"""Held by the thread that captures, and by one that gives memory back."""
 
 
 class CapturedStep:
@@ -76,12 +76,21 @@ class CapturedStep:
             graph.register_generator_state(generator)
         # By one thread at a time: to synchronise the device, as a capture begins, would break another's. What other
         # threads do meanwhile, such as taking memory, is no part of it and is no error of theirs.
-        with _CAPTURING:
+        # On the stream already, or an error at the capture's end would leave the thread there.
+        with _CAPTURING, torch.cuda.stream(self.stream):
             torch.cuda.synchronize()
             torch.cuda.empty_cache()  # the graph has memory of its own; what the warm-up took is free for it
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.result = step(self.batch)
         self.graph = graph  # now: after an error, such as for want of memory, there is none
+
+
+def is_half_free(device: torch.device) -> bool:
+    """Whether half of a CUDA device's memory is free, of all that are at work there."""
+    with _CAPTURING:
+        torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return 2 * free > total
 
 
 def tensors(batch: Batch) -> list[Tensor]:

@@ -32,6 +32,8 @@ class LargeFile:
     """
 
     def __init__(self, path: Path) -> None:
+        self.room = mmap.mmap(-1, ROOM)
+        self.n_held = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
         try:
             self.descriptor = os.open(path, flags | PAST_CACHE, 0o666)
@@ -41,8 +43,6 @@ class LargeFile:
                 raise
             self.descriptor = os.open(path, flags, 0o666)  # on a file system of memory, for one
             self.is_past_cache = False
-        self.room = mmap.mmap(-1, ROOM)
-        self.n_held = 0
 
     def __enter__(self) -> "LargeFile":
         return self

@@ -5,13 +5,16 @@ So a worker that trains one configuration after the other takes its memory once,
 
 import dataclasses
 import functools
+import gc
+import threading
+import weakref
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from skiprec.batches import Batch, training_sessions
-from skiprec.captured_step import CapturedStep
+from skiprec.captured_step import CapturedStep, is_half_free
 from skiprec.dataset import Dataset, Sessions
 from skiprec.device import has_kernels
 from skiprec.errors import CheckpointError, ConfigError
@@ -72,6 +75,8 @@ class Learner:
         self.dense_gradient = None if self.defers else torch.empty_like(self.model.items.weight)
         self.draws = Draws(device)
         self.captured = CapturedStep(device, self.draws) if device.type == "cuda" else None
+        self.is_broken = False
+        """Whether a step was not done to its end: where it was being captured, no later one can be."""
         self._set(config)
 
     def begin(self, config: TrainConfig) -> None:
@@ -85,6 +90,7 @@ class Learner:
                     value.zero_()
         # Weights last: what an optimiser still has to make up for is no part of them.
         self.model.load_state_dict(new_model(self.dataset, config).state_dict())
+        self.model.train()
         self._set(config)
 
     def _set(self, config: TrainConfig) -> None:
@@ -99,9 +105,13 @@ class Learner:
     def step(self, batch: Batch, epoch: int, number: int) -> Float[Tensor, " 3"]:
         """One optimiser update. Returns loss, nll and nce in nats, still on the device, until the next update."""
         self.draws.start(self.config.seed, epoch, number)
+        self.is_broken = True
         if self.captured is None or len(batch.lengths) != self.config.batch_size:
-            return self._step(batch)
-        return self.captured(batch, self._step, self._note_replay)
+            result = self._step(batch)
+        else:
+            result = self.captured(batch, self._step, self._note_replay)
+        self.is_broken = False
+        return result
 
     def _note_replay(self) -> None:
         if self.defers:
@@ -179,30 +189,56 @@ class Learner:
         self.model.load_state_dict(
             {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
         )
+        self._set(self.config)  # torch.optim.Adam has taken a copy of the learning rate, which the next training frees
 
 
 class Learners:
-    """Keeps a learner from one training to the next, where both have the same shape. For one thread.
+    """Keeps learners from one training to those after it, by shape. For one thread: the first that takes one.
 
-    A training that is begun ends the one before.
+    A training that is begun ends the one before. On a CPU, where no captured step is to be had again, the last one is
+    kept; on a GPU as many as leave half of its memory free.
     """
 
     def __init__(self) -> None:
-        self.kept: Learner | None = None
+        self.kept: list[Learner] = []
+        """The last one last."""
+        self.thread: int | None = None
 
     def take(self, dataset: Dataset, config: TrainConfig, device: torch.device) -> Learner:
-        """One for this configuration, as if nothing had been learnt with it before. Errors are those of `Learner`."""
-        kept = self.kept
-        if kept is not None and is_same_work(kept, dataset, config, device):
-            kept.begin(config)
-            return kept
-        self.kept = kept = None  # before the next one: its memory is free for that
-        self.kept = Learner(dataset, config, device)
-        return self.kept
+        """One for this configuration, as if nothing had been learnt with it before.
+
+        Raises:
+            ConfigError: As `Learner`.
+            RuntimeError: In another thread than before, which may still be at work with what is kept.
+        """
+        self.thread = self.thread or threading.get_ident()
+        if self.thread != threading.get_ident():
+            raise RuntimeError("these learners are another thread's; make some for each")
+        self.kept = [learner for learner in self.kept if not learner.is_broken]
+        serving = [i for i, learner in enumerate(self.kept) if serves(learner, dataset, config, device)]
+        if serving:
+            self.kept.append(self.kept.pop(serving[0]))
+            self.kept[-1].begin(config)
+            return self.kept[-1]
+        # Before the next one is made: their memory is free for it.
+        while self.kept and not has_room(device):
+            self._give_up_oldest()
+        self.kept.append(Learner(dataset, config, device))
+        return self.kept[-1]
+
+    def _give_up_oldest(self) -> None:
+        given_up = weakref.ref(self.kept.pop(0))
+        if given_up() is not None:  # as part of a cycle: some import on the way leaves one
+            gc.collect()
 
 
-def is_same_work(learner: Learner, dataset: Dataset, config: TrainConfig, device: torch.device) -> bool:
-    """Whether a learner that was made for something else serves for this as well."""
+def has_room(device: torch.device) -> bool:
+    """Whether one more learner may stand beside those that are kept."""
+    return device.type == "cuda" and is_half_free(device)
+
+
+def serves(learner: Learner, dataset: Dataset, config: TrainConfig, device: torch.device) -> bool:
+    """Whether a learner that was made for another configuration can learn by this one."""
     is_same_place = learner.dataset is dataset and learner.device == device
     return is_same_place and shape_of(learner.config) == shape_of(config)
 

@@ -48,8 +48,8 @@ class ModelConfig:
     skip_input: bool = False
     """Whether a learned embedding of its skip level is added to each input item."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the blocks' and the head's matrix products while training (torch.autocast). Weights, losses, optimiser and
-    evaluation are float32 always. For GPUs: a CPU's fast loops are float32."""
+    """Of the blocks and the head while training: their matrix products and activations, as torch.autocast casts them.
+    Weights, losses, optimiser and evaluation are float32 always. For GPUs: a CPU's fast loops are float32."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "n_layers", "n_heads", "feed_forward"):

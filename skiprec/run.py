@@ -191,11 +191,12 @@ class Run:
     def _resume(self) -> None:
         path = self.folder / RESUME
         tensors, about = load_checkpoint(path, dataset_digest=self.dataset.digest)
-        differs = sorted(k for k, v in self.about["config"].items() if about["config"].get(k) != v)
+        theirs = flatten(TrainConfig()) | about["config"]  # a setting that came later was at its default then
+        differs = sorted(k for k, v in self.about["config"].items() if theirs[k] != v)
         if differs:
             raise CheckpointError(
                 f"{path}: made with other settings: "
-                + ", ".join(f"{k} was {about['config'].get(k)}, now {self.about['config'][k]}" for k in differs)
+                + ", ".join(f"{k} was {theirs[k]}, now {self.about['config'][k]}" for k in differs)
             )
         self.history = read_history(self.folder / HISTORY, about["epoch"])
         self.trainer.restore(tensors, about)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import skiprec.captured_step
+import skiprec.learner
 import skiprec.touched_rows
 from skiprec.checkpoint import weights_digest
 from skiprec.config import from_flat
@@ -84,6 +85,35 @@ def test_one_captured_step_serves_trainings_of_the_same_shape(dataset, device):
         graphs.add(trainer.learner.captured.graph)
     assert len(graphs) == 1
     assert None not in graphs
+
+
+def test_a_training_after_a_resumed_one_has_its_own_learning_rate(dataset, device):
+    """A step that is captured after a restore reads what the next training sets."""
+    learners, config = Learners(), from_flat(SETTINGS | {"seed": 3})
+    first, resumed = (Trainer(dataset, config, device=device, learners=learners, show_progress=False) for _ in range(2))
+    next(first.epochs())
+    tensors, values = first.state()
+    resumed.restore({name: tensor.clone() for name, tensor in tensors.items()}, values)
+    list(resumed.epochs())
+    assert resumed.learner.captured.graph is not None
+    for rate in (0.02, 0.0005):
+        used = trained(dataset, device, learners, learning_rate=rate)
+        assert used[2].learner is resumed.learner
+        assert used[:2] == trained(dataset, device, learning_rate=rate)[:2]
+
+
+def test_a_step_after_one_that_could_not_be_captured_is_captured(dataset, device, monkeypatch):
+    """The thread is on its own stream again, and the next training has a learner that works."""
+    learners, before = Learners(), torch.cuda.current_stream()
+    with monkeypatch.context() as changed:
+        changed.setattr(skiprec.learner, "group_ids", lambda ids: ids.tolist())  # waits, which a capture may not
+        changed.setattr(skiprec.captured_step, "WARM_UP_STEPS", 0)
+        with pytest.raises(RuntimeError):
+            trained(dataset, device, learners)
+    assert torch.cuda.current_stream() == before
+    used = trained(dataset, device, learners)
+    assert used[2].learner.captured.graph is not None
+    assert used[:2] == trained(dataset, device)[:2]
 
 
 def test_trainings_side_by_side_on_one_device_are_what_each_is_alone(dataset, device):

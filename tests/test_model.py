@@ -553,6 +553,21 @@ def test_bfloat16_is_the_products_alone_and_near_float32(monkeypatch, architectu
         assert (gradient - exact[name]).norm() < 0.03 * exact[name].norm(), name
 
 
+def test_bfloat16_is_all_products_where_float32_has_loops_of_its_own():
+    """On a CPU as it is, of a size that oneDNN would take: nothing but the encoder's dtype changes."""
+    outs = []
+    for precision in ("float32", "bfloat16"):
+        model = make(dropout=0.0, dim=32, precision=precision).float().train()
+        vectors = model.items.weight[SESSIONS.repeat(20, 1)].detach().requires_grad_()
+        with Products() as products:
+            out = model.encode(vectors, LENGTHS.repeat(20))
+            (out * REAL.repeat(20, 1)[..., None]).square().sum().backward()
+        outs.append(out.detach()[REAL.repeat(20, 1)])
+    assert len(products.dtypes) == 3 * (2 * (4 + 2) + 1)
+    assert all(of == {torch.bfloat16} for of in products.dtypes)
+    assert 1e-4 < ((outs[0] - outs[1]).norm() / outs[0].norm()) < 0.02
+
+
 @torch.no_grad()
 def test_bfloat16_is_for_training_alone():
     """A model that is evaluated or served, whatever it was trained in, is float32: bit for bit."""

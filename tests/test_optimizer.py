@@ -600,3 +600,29 @@ def test_a_learning_rate_of_0_moves_nothing(dtype):
     table.grad = sparse_rows([3], values)
     optimizer.step()
     assert torch.equal(all_rows(optimizer, table), a_table(dtype))
+
+
+@pytest.mark.parametrize("steps", [1, 5, 12])
+def test_what_is_forgotten_leaves_nothing(dtype, steps):
+    """After some steps, with rows that have some to make up for: the next ones are those of a new optimiser, bit for
+    bit, and all rows are brought up to date at the same ones."""
+    found = []
+    for before in (0, steps):
+        table = nn.Parameter(torch.ones(R, D, dtype=dtype))
+        optimizer = DeferredAdam([table], lr=0.01, max_deferred=7)
+        for step in range(1, before + 1):
+            step_of(optimizer, table, step, dtype)
+        optimizer.forget()
+        with torch.no_grad():
+            table.fill_(1)
+        for step in range(1, 18):
+            step_of(optimizer, table, step, dtype)
+        state = optimizer.state_dict()["state"][0]
+        found.append([table.detach().clone(), *(state[name].clone() for name in ("step", "exp_avg", "exp_avg_sq"))])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def step_of(optimizer: DeferredAdam, table: nn.Parameter, step: int, dtype: torch.dtype) -> None:
+    rows = rows_of(step)
+    table.grad = sparse_rows(rows, gradients_of(step, len(rows), dtype))
+    optimizer.step()

@@ -12,7 +12,7 @@ import torch
 from conftest import dataset_of, small_config
 
 import skiprec.evaluation
-from skiprec.checkpoint import load_checkpoint, weights_digest
+from skiprec.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from skiprec.config import flatten, resolve
 from skiprec.errors import CheckpointError, ConfigError, TrainingStopped
 from skiprec.evaluation import Evaluator, ModelScorer
@@ -167,6 +167,19 @@ def test_going_on_with_other_settings_is_refused(dataset, whole, tmp_path):
         f"{folder / RESUME}: made with other settings: alpha was 0.5, now 0.25, learning_rate was 0.01, now 0.02"
     )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_setting_that_came_after_a_resume_point_was_at_its_default(dataset, whole, tmp_path):
+    """What it was made with does not name it; another value than the default is refused as ever."""
+    folder = shutil.copytree(whole, tmp_path / "run")
+    tensors, about = load_checkpoint(folder / RESUME)
+    del about["config"]["precision"]
+    save_checkpoint(folder / RESUME, tensors, about)
+    run = make(dataset, folder)
+    run.finish()
+    assert_same(folder, whole)
+    with pytest.raises(CheckpointError, match=r"precision was float32, now bfloat16$"):
+        make(dataset, folder, config=small_config(max_epochs=4, patience=3, precision="bfloat16"))
 
 
 def test_going_on_with_other_data_is_refused(dataset, whole, tmp_path):

@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import TrialState
 
+import skiprec.learner
 from study.locks import run_lock
 from study.queue import facts, planned_cells, refill
 from study.run import Making, create
@@ -49,6 +50,8 @@ def counted(dataset, tmp_path, monkeypatch):
         count(_CachedStorage, name)
     for name in ("create_run", "log_inputs", "log_batch", "log_artifact", "set_terminated"):
         count(MlflowClient, name)
+    count(skiprec.learner, "Learner")
+    monkeypatch.setattr(skiprec.learner, "has_room", lambda device: True)  # as on a GPU
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     work(where, "s", "cpu")
     for number, handler in handlers.items():
@@ -67,6 +70,7 @@ def test_a_trial_costs_a_few_transactions_and_no_look_at_the_other_trials(counte
     """
     calls, trials = counted
     assert [t.state for t in trials] == [TrialState.COMPLETE] * CELLS
+    assert calls["Learner"] == 2  # one an arm, though arms take turns
     assert calls["set_trial_user_attr"] == 5 * CELLS  # its worker is one of them
     assert (calls["get_study_user_attrs"], calls["get_all_trials"]) == (10, 6)
     assert calls["log_batch"] == 4 * CELLS
