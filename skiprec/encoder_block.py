@@ -99,7 +99,7 @@ class Block(nn.TransformerEncoderLayer):
     def _is_by_loops(self, hidden: Tensor) -> bool:
         """Whether the loops of `block_kernels` serve: in training alone. They take seconds to load, and know no place
         but all."""
-        is_trained = self.training and torch.is_grad_enabled()
+        is_trained = self.training and torch.is_grad_enabled() and not torch.is_autocast_enabled(hidden.device.type)
         return is_trained and hidden.dtype == torch.float32 and has_kernels(hidden.device)
 
     def _attend(self, hidden: Tensor, sight: Sight, masks: "DropoutMasks") -> Tensor:
