@@ -298,6 +298,8 @@ def recommend(
             print(f"{place:>4}  {score:>10.4f}  {item}")
         if found.unknown:
             print(f"unknown, and left out: {', '.join(found.unknown)}")
+            if session and any(":" in item for item in found.unknown):
+                print("what follows a colon is part of an id, unless it is :skipped or :0 to :3")
         if not found.items:
             print("nothing to recommend: " + ("no track is left" if len(found.unknown) < len(asked[number - 1].items)
                                               else "the model knows none of these tracks"))  # fmt: skip

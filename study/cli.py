@@ -236,8 +236,11 @@ def status(
     where = places(mlruns, storage, tracking_uri)
     with database_errors(where):
         for study in open_studies(where, name):
-            if "cells" in study.user_attrs and (ended := end_dead(where, study)):
-                print(f"{ended} trials whose worker is gone were ended; their cells wait for another one")
+            try:
+                if "cells" in study.user_attrs and (ended := end_dead(where, study)):
+                    print(f"{ended} trials whose worker is gone were ended; their cells wait for another one")
+            except OSError as error:  # somebody else's study, on a disk that may be read alone
+                print(f"workers that are gone were not looked for: {where.mlruns}: {error.strerror}")
             print(describe(study))
             if waits := untold(where.spool(study.study_name)):
                 print(waits)

@@ -82,7 +82,7 @@ def confirm(
         recipe = Recipe(**attrs["recipe"])
         earlier = confirmed_seeds(where, name)
         if seeds is None:
-            seeds = earlier or (planned_seeds(where, study, chosen, detect) if detect else FEWEST_SEEDS)
+            seeds = planned_seeds(where, study, chosen, detect) if detect else earlier or FEWEST_SEEDS
         if earlier not in (None, seeds):
             raise StudyError(
                 f"study {name} is being confirmed with {earlier} seeds, not {seeds}: test is read once, and more seeds "

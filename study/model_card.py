@@ -9,7 +9,7 @@ import skiprec
 from skiprec.dataset import Dataset
 from skiprec.evaluation import HIT_RATE_AT
 from skiprec.model import SequenceEncoder
-from study.analysis import interval, percent
+from study.analysis import percent, rate_interval
 from study.report._blocks import Table
 from study.report._render import markdown_environment
 
@@ -58,7 +58,7 @@ def card(candidate: Candidate, *, has_program: bool) -> str:
 def confirmed_rates(rates: Mapping[str, Mapping[int, Any]]) -> Table:
     """Test hit rates with intervals, by measure."""
     names = {"sampled": "", "full": "full_", "full_new": "full_new_"}
-    rows = [(MEASURES[names[m]], *(interval(effects[k]) for k in HIT_RATE_AT)) for m, effects in rates.items()]
+    rows = [(MEASURES[names[m]], *(rate_interval(effects[k]) for k in HIT_RATE_AT)) for m, effects in rates.items()]
     return Table(("measure", *(f"HR@{k}" for k in HIT_RATE_AT)), tuple(rows))
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from skiprec.config import flatten
 from skiprec.dataset import Dataset
 from skiprec.device import settle
+from skiprec.errors import StudyError
 from skiprec.train_config import TrainConfig
 from skiprec.trainer import Trainer
 from study.cells import plan
@@ -45,7 +46,12 @@ def plan_study(recipe: Recipe, dataset: Dataset, *, workers: int, device: str, s
         workers: Processes that would share the cells.
         device: As of `study run`.
         show_progress: A tqdm bar over the kinds of cells that are timed, on a terminal.
+
+    Raises:
+        StudyError: If there would be no worker.
     """
+    if workers < 1:
+        raise StudyError(f"--workers is {workers}, expected at least 1: those that would share the cells, wherever")
     threads = max(1, (os.cpu_count() or 1) // workers)
     cells = plan(recipe, dataset.digest, threads)
     timed = timer(recipe, dataset, threads, settle(device, threads))

@@ -262,6 +262,7 @@ def create(where: Places, making: Making, at_once: int, device: str, offline: bo
             raise StudyError(f"study {name} was made differently: {'; '.join(differs)}. Give this one another --name")
         study.set_user_attr("dataset", str(dataset.path.resolve()))  # the same data may have moved
     else:
+        study.set_user_attr("tracking_uri", where.tracking_uri)
         introduce(study, making, at_once, device)
     if not offline:
         register(where, study)
@@ -341,7 +342,7 @@ def refuse_full_disk(where: Places, dataset: Dataset, study: optuna.Study, at_on
     free = shutil.disk_usage(place).free
     if needed > free:
         raise OutputError(
-            f"{place}: the study's checkpoints need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            f"{place}: the study's checkpoints need about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; "
             "free space, or give another --mlruns"
         )
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import optuna
 
+from skiprec.errors import StudyError
 from study.sending import Refused, Unreachable
 from study.storage import Places
 from study.tracking import (
@@ -18,10 +19,20 @@ from study.tracking import (
 
 
 def register(where: Places, study: optuna.Study) -> None:
-    """Make a study's experiment and its own run, where the study was made --offline. By one process at a time."""
+    """Make a study's experiment and its own run, where the study was made --offline. By one process at a time.
+
+    Raises:
+        StudyError: If the study was made for a server, and none is named now.
+    """
     about = study.user_attrs
     if about["parent_run"] is not None:
         return
+    made_for = about.get("tracking_uri", where.tracking_uri)
+    if where.tracking_uri.startswith("sqlite:") and not made_for.startswith("sqlite:"):
+        raise StudyError(
+            f"study {study.study_name} was made for the tracker {made_for}, and none is given; give it by "
+            "--tracking-uri, or where the server is now"
+        )
     make_schema(where)
     client = open_tracker(where)
     experiment_id, parent = open_experiment(client, where, about["experiment"], study.study_name)

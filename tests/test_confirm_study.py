@@ -84,6 +84,9 @@ def test_confirming_again_changes_nothing_and_other_seeds_are_refused(confirmed)
     assert len(runs(folder)) == 8 + 10
     with pytest.raises(StudyError, match="is being confirmed with 5 seeds, not 9: test is read once"):
         confirm(handle.where, handle.name, seeds=9, **options)
+    with pytest.raises(StudyError, match=r"is being confirmed with 5 seeds, not \d+: test is read once"):
+        confirm(handle.where, handle.name, seeds=None, detect=0.03, **options)
+    assert len(runs(folder)) == 8 + 10
     with pytest.raises(StudyError, match="--seeds is 4, expected at least 5"):
         confirm(handle.where, handle.name, seeds=4, **options)
 

@@ -330,7 +330,7 @@ def test_an_arm_above_the_claimed_one_is_said_where_no_claim_compares_them():
     """The control has .6; with a claim between them the claim says it."""
     rates = {"S-": 0.4, "S+": 0.5, CONTROL: 0.6}
     (warning,) = answer(found_in(three_arms(rates, [BEATS_S_MINUS]))).warnings
-    assert warning == f"Above S+ (HR@10 .4948) without a claim, so not tested: {CONTROL} (.5915)."
+    assert warning == f"Above S+ (HR@10 .4948) without a claim between the two, so not tested: {CONTROL} (.5915)."
     assert answer(found_in(three_arms(rates))).warnings == ()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -371,15 +372,22 @@ def test_a_study_is_exported_and_registered(study, work):
     assert "is not confirmed" in (study / "first" / CARD).read_text()
     card = (study / "confirmed" / CARD).read_text()
     assert "over 5 confirming seeds" in card
+    rates = next(line for line in card.splitlines() if line.startswith("| against 1,000 drawn tracks |"))
+    assert re.fullmatch(r"\| against 1,000 drawn tracks \|( 0?\.\d{4} \(0?\.\d{4} to 0?\.\d{4}\) \|){4}", rates), rates
     assert "Test chose nothing" in card
     client = MlflowClient(tracking_uri=f"sqlite:///{study / 'mlruns' / 'mlflow.db'}")
     source = client.get_model_version("next-track", "2").source
     assert (Path(source.removeprefix("file://")) / "MLmodel").exists()
     ids = load_dataset(work / "data").item_ids()
-    asked = run(study, "skiprec", "recommend", "confirmed", "--session", f"{ids[0]},{ids[1]}:skipped,?", "--k", 3)
+    asked = run(
+        study, "skiprec", "recommend", "confirmed", "--session", f"{ids[0]},{ids[1]}:skipped,{ids[1]}:skiped", "--k", 3
+    )
     assert asked.returncode == 0, asked.stderr
-    assert len(asked.stdout.splitlines()) == 4
-    assert asked.stdout.splitlines()[-1] == "unknown, and left out: ?"
+    assert len(asked.stdout.splitlines()) == 5
+    assert asked.stdout.splitlines()[-2:] == [
+        f"unknown, and left out: {ids[1]}:skiped",
+        "what follows a colon is part of an id, unless it is :skipped or :0 to :3",
+    ]
 
 
 LARGE = """

@@ -3,6 +3,7 @@
 import pytest
 
 from skiprec.dataset import load_dataset
+from skiprec.errors import StudyError
 from skiprec.prepare import prepare_logs
 from skiprec.synthetic import synthesize_logs
 from study.cells import plan
@@ -21,6 +22,12 @@ def test_an_arm_takes_its_cells_epochs_times_what_one_takes():
     planned = arm_plan(recipe, "S-", cells, lambda arm, settings: 2.0 if settings["alpha"] == 0 else 100.0)
     assert (planned.cells, planned.search_seconds) == (2, 32.0)
     assert planned.confirm_seconds == FEWEST_SEEDS * 20.0
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_a_plan_without_workers_is_refused(workers):
+    with pytest.raises(StudyError, match=rf"^--workers is {workers}, expected at least 1"):
+        plan_study(Recipe(name="r", sampler="exhaustive", arms=ARMS), None, workers=workers, device="cpu")
 
 
 @pytest.mark.slow

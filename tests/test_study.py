@@ -1,6 +1,7 @@
 """Studies from end to end: real databases, real worker processes, real signals."""
 
 import collections
+import errno
 import json
 import os
 import resource
@@ -11,12 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import optuna
 import pytest
 from conftest import hear_ctrl_c
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+import study.cli
 from skiprec.errors import StudyError
 from skiprec.prepare import prepare_logs
 from skiprec.synthetic import synthesize_logs
@@ -337,6 +340,20 @@ def test_status_and_report_of_a_study_that_is_not_there(tmp_path):
         assert done.stderr.startswith("StudyError: ")
         assert len(done.stderr.splitlines()) == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_the_status_is_said_where_nothing_can_be_written(finished, monkeypatch, capsys):
+    """Of somebody else's study, on a disk that may be read alone."""
+    folder, handle = finished
+
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refused)
+    study.cli.status(handle.name, folder / "mlruns")
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == f"workers that are gone were not looked for: {folder / 'mlruns'}: Read-only file system"
+    assert rest[0].startswith(f"study {handle.name}: ")
 
 
 def test_a_report_is_kept_with_the_study_and_never_overwritten(finished):

@@ -253,8 +253,8 @@ def above_unclaimed(found: Confirmed) -> str | None:
     if not above:
         return None
     return (
-        f"Above {shown(first.arm)} (HR@{first.k} {rate(rates[first.arm])}) without a claim, so not tested: "
-        f"{listed(f'{shown(arm)} ({rate(rates[arm])})' for arm in above)}."
+        f"Above {shown(first.arm)} (HR@{first.k} {rate(rates[first.arm])}) without a claim between the two, so not "
+        f"tested: {listed(f'{shown(arm)} ({rate(rates[arm])})' for arm in above)}."
     )
 
 
