@@ -183,7 +183,7 @@ def refuse_too_many_bad(files: Sequence[Path], n: int, left_out: Mapping[str, in
     if n_bad > reading.bad_rows_at_most * (n + n_bad):
         raise DatasetError(
             f"{where}: {n_bad:,} of {n + n_bad:,} rows are bad ({why}), expected at most "
-            f"{reading.bad_rows_at_most:.4g} of them; see what is wrong with --on-bad-row refuse, or allow more with "
+            f"{100 * reading.bad_rows_at_most:.4g}%; see what is wrong with --on-bad-row refuse, or allow more with "
             "--bad-rows-at-most"
         )
     if not n:

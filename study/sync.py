@@ -25,14 +25,14 @@ def register(where: Places, study: optuna.Study) -> None:
         StudyError: If the study was made for a server, and none is named now.
     """
     about = study.user_attrs
-    if about["parent_run"] is not None:
-        return
     made_for = about.get("tracking_uri", where.tracking_uri)
     if where.tracking_uri.startswith("sqlite:") and not made_for.startswith("sqlite:"):
         raise StudyError(
             f"study {study.study_name} was made for the tracker {made_for}, and none is given; give it by "
             "--tracking-uri, or where the server is now"
         )
+    if about["parent_run"] is not None:
+        return
     make_schema(where)
     client = open_tracker(where)
     experiment_id, parent = open_experiment(client, where, about["experiment"], study.study_name)

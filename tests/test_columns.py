@@ -307,7 +307,7 @@ def test_a_wrong_row_is_refused_with_its_place_or_left_out_and_counted(tmp_path,
     events = events_of([path], PLAIN, on_bad_row="skip", bad_rows_at_most=0.25)
     assert sessions_in(events) == {"a": [("x", 0), ("y", 2), ("z", 0)]}
     assert sum(events.left_out.values()) == 1
-    with pytest.raises(DatasetError, match=r"1 of 4 rows are bad \(1 .*\), expected at most 24.0%"):
+    with pytest.raises(DatasetError, match=r"1 of 4 rows are bad \(1 .*\), expected at most 24%"):
         events_of([path], PLAIN, on_bad_row="skip", bad_rows_at_most=0.24)
 
 

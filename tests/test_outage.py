@@ -158,10 +158,6 @@ def test_a_server_that_is_killed_and_started_again_in_mid_study_misses_nothing(d
     assert down.stderr.startswith(f"Unreachable: {server.address}: ")
     assert len(down.stderr.splitlines()) == 1
     server.start()
-    elsewhere = run(tmp_path, "study", "sync")  # to an own file of the folder: what was sent there would be lost to it
-    assert elsewhere.returncode == 1
-    assert f"was made for the tracker {server.address}, and none is given" in elsewhere.stderr
-    assert not (tmp_path / "mlruns" / "mlflow.db").exists()
     sent = run(tmp_path, "study", "sync", *at)
     assert sent.returncode == 0, sent.stderr
     assert sent.stdout.startswith("study tiny-")
@@ -183,6 +179,10 @@ def test_a_study_may_be_made_and_finished_without_its_server_and_told_later(data
     # Of each run: its start, input, settings, three epochs and the chosen one, five files, end; and the study's end.
     assert f"tracking: {4 * 13 + 1} records of 5 runs wait for the tracker; study sync sends them" in done.stdout
     server.start()
+    elsewhere = run(tmp_path, "study", "sync")  # to an own file of the folder: what was sent there would be lost to it
+    assert elsewhere.returncode == 1
+    assert f"was made for the tracker {server.address}, and none is given" in elsewhere.stderr
+    assert not (tmp_path / "mlruns" / "mlflow.db").exists()
     sent = run(tmp_path, "study", "sync", "--tracking-uri", server.address)
     assert sent.returncode == 0, sent.stderr
     assert f"sent {4 * 13 + 1} records of 5 runs to the tracker" in sent.stdout
