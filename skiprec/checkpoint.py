@@ -30,10 +30,15 @@ PIECE_BYTES = 1 << 22
 def weights_digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 of names, dtypes, shapes and values, in the order of the names."""
     digest = hashlib.sha256()
-    for before, values in pieces(tensors):
-        digest.update(before)
-        digest.update(values)
+    for piece in pieces(tensors):
+        take(digest, *piece)
     return digest.hexdigest()
+
+
+def take(digest: Any, before: bytes, values: memoryview) -> None:
+    """Have a SHA-256 take what `pieces` gives."""
+    digest.update(before)
+    digest.update(values)
 
 
 def pieces(tensors: dict[str, Tensor]) -> Iterator[tuple[bytes, memoryview]]:
@@ -66,16 +71,11 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], about: dict[str, Any
         OutputError: If it cannot be written.
     """
     digest = hashlib.sha256()
-
-    def take(before: bytes, values: memoryview) -> None:
-        digest.update(before)
-        digest.update(values)
-
     # The checksum stands at the start and is known at the end: as many zeros keep its place.
     with replacing(path) as beside, LargeFile(beside) as file, ThreadPoolExecutor(1) as hasher:
         file.write(head(tensors, about, "0" * 64))
         for before, values in pieces(tensors):
-            taken = hasher.submit(take, before, values)
+            taken = hasher.submit(take, digest, before, values)
             file.write(values)
             taken.result()
         file.write_start(head(tensors, about, digest.hexdigest()))

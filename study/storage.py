@@ -270,3 +270,17 @@ def refuse_other_version(name: str, about: Mapping[str, Any]) -> None:
             f"study {name} was made by skiprec {made_with}, this is {__version__}: use that for it, "
             "or make another study, with another --name"
         )
+
+
+def refuse_no_server(where: Places, about: Mapping[str, Any]) -> None:
+    """Refuse to send what a study says to a file, where it was made for a tracker that is a server.
+
+    Raises:
+        StudyError: With the server's address.
+    """
+    made_for = about.get("tracking_uri", where.tracking_uri)
+    if where.tracking_uri.startswith("sqlite:") and not made_for.startswith("sqlite:"):
+        raise StudyError(
+            f"the study was made for the tracker {made_for}, and none is given; give it by --tracking-uri, or where "
+            "the server is now"
+        )

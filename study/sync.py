@@ -4,9 +4,8 @@ from pathlib import Path
 
 import optuna
 
-from skiprec.errors import StudyError
 from study.sending import Refused, Unreachable
-from study.storage import Places
+from study.storage import Places, refuse_no_server
 from study.tracking import (
     close_orphans,
     home_of,
@@ -25,12 +24,7 @@ def register(where: Places, study: optuna.Study) -> None:
         StudyError: If the study was made for a server, and none is named now.
     """
     about = study.user_attrs
-    made_for = about.get("tracking_uri", where.tracking_uri)
-    if where.tracking_uri.startswith("sqlite:") and not made_for.startswith("sqlite:"):
-        raise StudyError(
-            f"study {study.study_name} was made for the tracker {made_for}, and none is given; give it by "
-            "--tracking-uri, or where the server is now"
-        )
+    refuse_no_server(where, about)
     if about["parent_run"] is not None:
         return
     make_schema(where)

@@ -36,6 +36,7 @@ from study.storage import (
     failure,
     has_study,
     open_study,
+    refuse_no_server,
     with_settings,
 )
 
@@ -111,8 +112,13 @@ def home_of(where: Places, about: Mapping[str, Any], *, offline: bool = False) -
         where: Names the tracker.
         about: The study's attributes.
         offline: Whether to leave the tracker alone, as for a study that was made without it.
+
+    Raises:
+        StudyError: If the study was made for a server, and none is named now.
     """
     is_unknown = offline or about["parent_run"] is None
+    if not is_unknown:
+        refuse_no_server(where, about)
     way = without_tracker if is_unknown else functools.cache(functools.partial(open_tracker, where))
     return Home(way, about["experiment_id"], about["parent_run"])
 

@@ -21,6 +21,7 @@ from study.queue import RUN_KEY
 from study.sending import Home, Refused, Sender, Unreachable, find_run, find_runs, is_outage
 from study.spool import PARENT, Spool, spools, waiting
 from study.status import untold
+from study.storage import places
 from study.tracking import MLflowTracker, end_study, home_of, send_waiting
 
 EPOCHS = {1: {"val/hr_at_10": 0.25, "train/loss": 2.5}, 2: {"val/hr_at_10": 1 / 3}, 3: {"val/hr_at_10": 0.1 + 0.2}}
@@ -442,3 +443,14 @@ def test_a_sender_makes_a_run_once_however_often_it_is_told(tracker):
         sender.send(told, None, seconds=1, waited=waited)
         ids.add(sender.run_id)
     assert len(ids) == 1
+
+
+def test_a_study_that_was_made_for_a_server_is_told_to_no_file(tmp_path):
+    """By no worker either; a server at another address may be the same one, and a file may have moved."""
+    made = {"tracking_uri": "http://127.0.0.1:9", "experiment_id": "1", "parent_run": "r"}
+    with pytest.raises(StudyError, match=r"^the study was made for the tracker http://127.0.0.1:9, and none is given"):
+        home_of(places(tmp_path, None, None), made)
+    home_of(places(tmp_path, None, "http://127.0.0.1:8"), made)
+    home_of(places(tmp_path, None, None), made | {"tracking_uri": "sqlite:///elsewhere.db"})
+    home_of(places(tmp_path, None, None), {"experiment_id": "1", "parent_run": "r"})  # from before it was kept
+    home_of(places(tmp_path, None, None), made | {"parent_run": None})  # nowhere yet
